@@ -1,0 +1,44 @@
+"""``adata.cfm``: the functions of `cfm.pp`, `cfm.tl` and `cfm.pl` as methods of an AnnData object."""
+
+from __future__ import annotations
+
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import anndata
+from anndata import AnnData
+
+_METHODS = {
+    "tokenize": "cfm.pp",
+    "embed": "cfm.tl",
+    "annotate": "cfm.tl",
+}
+
+
+@anndata.register_anndata_namespace("cfm")
+class CfmAccessor:
+    """Calls `cfm` functions on this object: ``adata.cfm.embed()`` is ``cfm.tl.embed(adata)``.
+
+    Examples
+    --------
+    >>> import cfm
+    >>> adata = cfm.datasets.pbmc68k()
+    >>> adata.cfm.embed()
+    >>> "X_cfm" in adata.obsm
+    True
+    """
+
+    def __init__(self, adata: AnnData) -> None:
+        self._adata = adata
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _METHODS:
+            return partial(getattr(import_module(_METHODS[name]), name), self._adata)
+        raise AttributeError(f"adata.cfm has no {name!r}. It has {sorted(_METHODS)}.")
+
+    def __dir__(self) -> list[str]:
+        return sorted(_METHODS)
+
+    def __repr__(self) -> str:
+        return f"cfm methods: {', '.join(f'{name}()' for name in sorted(_METHODS))}"

@@ -1,0 +1,7 @@
+"""Raw counts: finding where they are, and streaming them as CSR chunks whatever the storage."""
+
+from .evidence import Evidence
+from .finding import find_counts
+from .source import Chunk, CountSource
+
+__all__ = ["Chunk", "CountSource", "Evidence", "find_counts"]

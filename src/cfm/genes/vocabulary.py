@@ -1,0 +1,104 @@
+"""The genes a model can read, in the order of its token ids."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from cfm._core.errors import CheckpointError
+
+from .identifiers import human_genes, human_previous_symbols, strip_version
+
+Duplicates = Literal["sum", "reject"]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Genes of a model. The position of a gene is its token id; special tokens, if any, come from the model.
+
+    Parameters
+    ----------
+    ensembl_ids
+        One Ensembl id per gene, without version.
+    symbols
+        One symbol per gene.
+    species
+        Species whose genes these are.
+    duplicates
+        What a model wants done with several columns that name one gene: add their counts, or refuse.
+    case_sensitive
+        Whether symbols must agree in case. With False, ``by_symbol`` has upper-case keys.
+    """
+
+    ensembl_ids: tuple[str, ...]
+    symbols: tuple[str, ...]
+    species: str = "human"
+    duplicates: Duplicates = "sum"
+    case_sensitive: bool = True
+
+    def __len__(self) -> int:
+        return len(self.ensembl_ids)
+
+    def fold(self, symbol: str) -> str:
+        """A symbol as it is looked up: unchanged, or in upper case where case does not count."""
+        return symbol if self.case_sensitive else symbol.upper()
+
+    @cached_property
+    def by_ensembl(self) -> dict[str, int]:
+        """Token id of each Ensembl id."""
+        return {identifier: token for token, identifier in enumerate(self.ensembl_ids)}
+
+    @cached_property
+    def by_symbol(self) -> dict[str, int]:
+        """Token id of each symbol: the model's own, and the current human ones."""
+        table: dict[str, int] = {}
+        for token, symbol in enumerate(self.symbols):
+            table.setdefault(self.fold(symbol), token)
+        return self._known(human_genes()) | table
+
+    @cached_property
+    def by_previous_symbol(self) -> dict[str, int]:
+        """Token id of each withdrawn human symbol; to be asked only where no column has the current symbol."""
+        return self._known(human_previous_symbols())
+
+    def _known(self, identifiers: dict[str, str]) -> dict[str, int]:
+        """Token id of each name whose Ensembl id the model has; packaged tables are human."""
+        if self.species != "human":
+            return {}
+        tokens = self.by_ensembl
+        return {self.fold(name): tokens[ensembl] for name, ensembl in identifiers.items() if ensembl in tokens}
+
+    @classmethod
+    def read(cls, path: Path) -> Vocabulary:
+        """Read a tab-separated table with the columns ``ensembl_id`` and ``symbol``, one gene a row."""
+        with path.open(encoding="utf-8", newline="") as handle:
+            reader = csv.DictReader(handle, delimiter="\t")
+            missing = {"ensembl_id", "symbol"} - set(reader.fieldnames or ())
+            if missing:
+                msg = (
+                    f"{path} is no gene table: it has the columns {list(reader.fieldnames or ())} and lacks "
+                    f"{sorted(missing)}. Write a tab-separated file whose first line is 'ensembl_id<TAB>symbol'."
+                )
+                raise CheckpointError(msg)
+            rows = [(strip_version(row["ensembl_id"]), row["symbol"]) for row in reader]
+        identifiers = [identifier for identifier, _ in rows]
+        if len(set(identifiers)) != len(identifiers):
+            repeated = sorted(name for name, n in Counter(identifiers).items() if n > 1)[:5]
+            raise CheckpointError(f"{path} names a gene twice: {repeated}. Keep one row for each Ensembl id.")
+        return cls(tuple(identifiers), tuple(symbol for _, symbol in rows))
+
+    def write(self, path: Path) -> None:
+        """Write the table that `read` takes."""
+        with path.open("w", encoding="utf-8", newline="") as handle:
+            writer = csv.writer(handle, delimiter="\t", lineterminator="\n")
+            writer.writerow(["ensembl_id", "symbol"])
+            writer.writerows(zip(self.ensembl_ids, self.symbols, strict=True))
+
+    def names(self, tokens: Sequence[int]) -> list[str]:
+        """Symbols of token ids."""
+        return [self.symbols[token] for token in tokens]

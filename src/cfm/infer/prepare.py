@@ -1,0 +1,75 @@
+"""From an AnnData object and a model to a stream of tokens: where counts, genes and tokeniser meet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from anndata import AnnData
+
+from cfm._core.settings import settings
+from cfm.counts import CountSource, find_counts
+from cfm.genes import Coverage, GeneMatch, match
+from cfm.genes.matching import read_gene_table
+from cfm.models import CellModel
+
+from .stream import TokenStream
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a public function needs to run a model on an object."""
+
+    source: CountSource
+    found: GeneMatch
+    stream: TokenStream
+    model: CellModel
+
+    def coverage(self) -> Coverage:
+        """How much was read; right once the stream is used up."""
+        return Coverage.from_totals(self.found, self.stream.totals, len(self.model.vocabulary))
+
+    def __str__(self) -> str:
+        spec, found = self.model.spec, self.found
+        return (
+            f"counts from {self.source.where}; {self.coverage()} by {found.identifier} in {found.column}; "
+            f"{spec.name} ({spec.digest}) on {self.model.device}"
+        )
+
+    def facts(self) -> dict[str, object]:
+        """What was used, for the record of the call."""
+        spec = self.model.spec
+        return {
+            "model": spec.name,
+            "model_version": spec.version,
+            "model_digest": spec.digest,
+            "device": str(self.model.device),
+            "counts": self.source.where,
+            "gene_column": self.found.column,
+            "gene_identifier": self.found.identifier,
+            "species": self.found.species,
+            "coverage": self.coverage().to_dict(),
+        }
+
+
+def prepare(
+    adata: AnnData,
+    model: CellModel,
+    *,
+    layer: str | None,
+    gene_column: str | None,
+    species: str | None,
+    gene_table: str | Path | Mapping[str, str] | None,
+) -> Prepared:
+    """Find counts and genes, and make the token stream; nothing is read yet but a sample."""
+    source = find_counts(adata, layer=layer)
+    table = read_table(gene_table)
+    found = match(source.var, model.vocabulary, gene_column=gene_column, species=species, gene_table=table)
+    stream = TokenStream(source, model.tokenizer(found), settings.chunk_cells)
+    return Prepared(source, found, stream, model)
+
+
+def read_table(gene_table: str | Path | Mapping[str, str] | None) -> Mapping[str, str] | None:
+    """A user's gene table, read if it is a path."""
+    return read_gene_table(gene_table) if isinstance(gene_table, str | Path) else gene_table

@@ -1,0 +1,115 @@
+"""Running a model over a stream of tokenised cells."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cfm._core.logging import logger, progress
+from cfm.models import CellModel, Pack
+from cfm.tokens import TokenBatch
+
+from .packing import packs
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run gives, one row per cell in file order.
+
+    Parameters
+    ----------
+    vectors
+        float32[n_cells, dim]; a row of zeros where there was nothing to read.
+    lengths
+        int64[n_cells]: tokens of each cell.
+    """
+
+    vectors: NDArray[np.float32]
+    lengths: NDArray[np.int64]
+
+
+def run(model: CellModel, batches: Iterable[TokenBatch], n_cells: int, budget: int) -> Result:
+    """Put every cell through the model.
+
+    The next batch is read and tokenised while this one is in the model. When a CUDA device runs out of memory the
+    budget halves and the run goes on.
+
+    Parameters
+    ----------
+    model
+        Weights on a device.
+    batches
+        Tokenised cells, each with its rows in the file.
+    n_cells
+        Number of cells in the file.
+    budget
+        Tokens that go through the model at a time.
+    """
+    vectors = np.zeros((n_cells, model.spec.dim), np.float32)
+    lengths = np.zeros(n_cells, np.int64)
+    with progress(n_cells, f"{model.spec.name} on {model.device.type}") as bar:
+        for batch in ahead(batches):
+            lengths[batch.rows] = batch.lengths
+            waiting = list(packs(batch, budget))[::-1]
+            while waiting:
+                pack = waiting.pop()
+                try:
+                    out = model.forward(Pack.of(pack, model.device), frozenset({"cell"}))["cell"]
+                    vectors[pack.rows] = out.float().cpu().numpy()
+                except torch.OutOfMemoryError:
+                    if pack.n_cells == 1:  # nothing left to split
+                        raise
+                    budget = _smaller(budget, pack)
+                    waiting.extend(list(packs(pack, budget))[::-1])
+            bar.update(batch.n_cells)
+    return Result(vectors, lengths)
+
+
+def _smaller(budget: int, pack: TokenBatch) -> int:
+    """Half of what just failed."""
+    torch.cuda.empty_cache()
+    smaller = min(budget, int(pack.n_cells * pack.lengths.max())) // 2
+    logger.warning("out of GPU memory with packs of %d tokens; going on with %d", budget, smaller)
+    return smaller
+
+
+def ahead[T](items: Iterable[T]) -> Iterator[T]:
+    """Iterate with one item made ahead in another thread. An error there is raised here; stopping early ends it."""
+    done = object()
+    box: queue.Queue[object] = queue.Queue(maxsize=1)
+    stop = threading.Event()
+
+    def put(item: object) -> None:
+        while not stop.is_set():
+            try:
+                box.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+            return
+
+    def produce() -> None:
+        try:
+            for item in items:
+                put(item)
+                if stop.is_set():
+                    return
+            put(done)
+        except BaseException as error:  # noqa: BLE001 -- handed to the consumer, which raises it
+            put(error)
+
+    thread = threading.Thread(target=produce, name="cfm-tokenise", daemon=True)
+    thread.start()
+    try:
+        while (item := box.get()) is not done:
+            if isinstance(item, BaseException):
+                raise item
+            yield item  # type: ignore[misc]
+    finally:
+        stop.set()
+        thread.join()

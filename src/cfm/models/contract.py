@@ -1,0 +1,129 @@
+"""What every model family gives, and nothing about AnnData.
+
+A family is a folder beside this file with a class that keeps `CellModel`, and an entry in ``registry.toml``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from numpy.typing import NDArray
+
+from cfm.genes import GeneMatch, Vocabulary
+from cfm.tokens import TokenBatch
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a model is.
+
+    Parameters
+    ----------
+    name
+        Registry name, or the name of the folder it came from.
+    family
+        Family that reads it.
+    version
+        Version of the weights.
+    digest
+        First 12 hexadecimal digits of the SHA-256 of the weights file.
+    licence
+        Licence of the weights.
+    species
+        Species of its genes.
+    dim
+        Length of a cell vector.
+    max_tokens
+        Most tokens that a cell can have.
+    outputs
+        What `CellModel.forward` can give.
+    """
+
+    name: str
+    family: str
+    version: str
+    digest: str
+    licence: str
+    species: str
+    dim: int
+    max_tokens: int
+    outputs: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Some tokenised cells as tensors on a device, ragged as in `TokenBatch`.
+
+    Parameters
+    ----------
+    ids
+        int64[n_tokens].
+    values
+        float32[n_tokens], or None.
+    offsets
+        int64[n_cells + 1].
+    """
+
+    ids: torch.Tensor
+    values: torch.Tensor | None
+    offsets: torch.Tensor
+
+    @classmethod
+    def of(cls, batch: TokenBatch, device: torch.device) -> Self:
+        """Copy a batch to a device."""
+        values = None if batch.values is None else torch.from_numpy(batch.values).to(device)
+        # Embedding look-ups take int64 everywhere; the host copy stays int32, half the memory.
+        ids = torch.from_numpy(batch.ids).to(device).long()
+        return cls(ids, values, torch.from_numpy(batch.offsets).to(device))
+
+    def to(self, device: torch.device) -> Pack:
+        """The pack on another device."""
+        values = None if self.values is None else self.values.to(device)
+        return Pack(self.ids.to(device), values, self.offsets.to(device))
+
+
+class Tokenizer(Protocol):
+    """Turns CSR rows over the genes of one file into tokens. Picklable, and free of torch."""
+
+    def __call__(self, counts: sp.csr_matrix | sp.csr_array, start: int) -> TokenBatch:
+        """Tokenise cells; `start` is the position in the file of the first."""
+        ...
+
+
+class CellModel(Protocol):
+    """Weights on a device."""
+
+    spec: ModelSpec
+    vocabulary: Vocabulary
+    device: torch.device
+
+    @staticmethod
+    def recognises(folder: Path) -> bool:
+        """Whether a folder has the layout of this family."""
+        ...
+
+    @classmethod
+    def load(cls, folder: Path, *, name: str, device: torch.device) -> Self:
+        """Read a folder; strict: missing, left-over or misshapen weights are an error."""
+        ...
+
+    def tokenizer(self, match: GeneMatch) -> Tokenizer:
+        """The tokeniser for a file whose columns match like this."""
+        ...
+
+    def forward(self, pack: Pack, outputs: frozenset[str]) -> dict[str, torch.Tensor]:
+        """The outputs asked for, by name; ``"cell"`` is float32[n_cells, dim]."""
+        ...
+
+    def gene_vectors(self) -> NDArray[np.float32]:
+        """float32[genes of the vocabulary, any]: one vector per gene, outside the context of a cell."""
+        ...
+
+    def reference(self) -> Any:
+        """The packaged reference for annotation (`cfm.models.reference.Reference`), or None."""
+        ...

@@ -1,0 +1,105 @@
+"""Reading and writing a cfm-mini folder: config.json, vocabulary.tsv, weights.safetensors, reference.safetensors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from cfm._core.errors import CheckpointError
+from cfm._core.resources import atomic_path
+from cfm.genes import Vocabulary
+
+from .module import GeneBag
+
+CONFIG, VOCABULARY, WEIGHTS, REFERENCE, CARD = (
+    "config.json",
+    "vocabulary.tsv",
+    "weights.safetensors",
+    "reference.safetensors",
+    "README.md",
+)
+_CONFIG_KEYS = {"family": str, "version": str, "licence": str, "species": str, "width": int, "dim": int}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The checked content of config.json."""
+    path = _existing(folder, CONFIG)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is no JSON ({error}). Copy the file again from where it came.") from error
+    wrong = {
+        key: kind.__name__
+        for key, kind in _CONFIG_KEYS.items()
+        if not isinstance(config, dict) or not isinstance(config.get(key), kind)
+    }
+    if wrong or config["family"] != "mini":
+        what = f"lacks or mistypes {wrong}" if wrong else f"says family {config['family']!r}"
+        raise CheckpointError(f"{path} is no cfm-mini configuration: it {what}.")
+    return dict(config)
+
+
+def read_vocabulary(folder: Path) -> Vocabulary:
+    """The genes of the model."""
+    return Vocabulary.read(_existing(folder, VOCABULARY))
+
+
+def read_module(folder: Path, config: dict[str, Any], n_genes: int) -> GeneBag:
+    """The network with its weights; every tensor must be expected, present and of the right shape."""
+    path = _existing(folder, WEIGHTS)
+    found = read_tensors(path)
+    with torch.device("meta"):
+        module = GeneBag(n_genes, config["width"], config["dim"])
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
+    if shapes != expected:
+        missing, left_over = sorted(expected.keys() - shapes.keys()), sorted(shapes.keys() - expected.keys())
+        misshapen = [f"{k}: {shapes[k]}, not {expected[k]}" for k in expected.keys() & shapes if shapes[k] != expected[k]]
+        msg = (
+            f"{path} does not fit its {CONFIG} and {VOCABULARY} ({n_genes:,} genes). Missing: {missing or 'none'}; "
+            f"left over: {left_over or 'none'}; other shape: {sorted(misshapen) or 'none'}. The files of one folder "
+            "belong together: copy all of them from one source."
+        )
+        raise CheckpointError(msg)
+    module.load_state_dict({name: tensor.float() for name, tensor in found.items()}, assign=True)
+    return module.eval().requires_grad_(False)
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a safetensors file. The format holds numbers only: nothing in it can run."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        size = path.stat().st_size
+        msg = (
+            f"{path} ({size:,} bytes) is no intact safetensors file: {error}. It is damaged, cut short, or in another "
+            "format (pickled checkpoints are refused). Copy it again from where it came."
+        )
+        raise CheckpointError(msg) from error
+
+
+def write_module(folder: Path, module: GeneBag, vocabulary: Vocabulary, config: dict[str, Any]) -> None:
+    """Write a folder that `MiniModel.load` takes. Matrices are kept in float16, vectors in float32."""
+    tensors = {
+        name: (tensor.half() if tensor.ndim == 2 else tensor.float()).contiguous().cpu()
+        for name, tensor in module.state_dict().items()
+    }
+    with atomic_path(folder / WEIGHTS) as path:
+        save_file(tensors, path)
+    with atomic_path(folder / VOCABULARY) as path:
+        vocabulary.write(path)
+    with atomic_path(folder / CONFIG) as path:
+        path.write_text(json.dumps({"family": "mini", **config}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _existing(folder: Path, name: str) -> Path:
+    path = folder / name
+    if not path.is_file():
+        there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else "nothing: there is no such folder"
+        raise CheckpointError(f"{folder} has no {name}, which a cfm-mini folder needs. It holds {there}.")
+    return path

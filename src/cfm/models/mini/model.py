@@ -1,0 +1,85 @@
+"""The class that ties tokeniser, network and files of cfm-mini."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from cfm._core.errors import UnsupportedOutput
+from cfm._core.resources import sha256
+from cfm.genes import GeneMatch, Vocabulary
+from cfm.models.contract import ModelSpec, Pack
+from cfm.models.reference import Reference
+
+from . import checkpoint
+from .module import GeneBag
+from .tokenizer import MiniTokenizer
+
+OUTPUTS = frozenset({"cell"})
+
+
+@dataclass
+class MiniModel:
+    """cfm-mini on a device; keeps `cfm.models.CellModel`."""
+
+    spec: ModelSpec
+    vocabulary: Vocabulary
+    device: torch.device
+    module: GeneBag
+    folder: Path
+
+    @staticmethod
+    def recognises(folder: Path) -> bool:
+        """Whether config.json says that this is a cfm-mini."""
+        try:
+            config = json.loads((folder / checkpoint.CONFIG).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return (folder / checkpoint.VOCABULARY).is_file() and (folder / checkpoint.WEIGHTS).is_file()
+        return isinstance(config, dict) and config.get("family") == "mini"
+
+    @classmethod
+    def load(cls, folder: Path, *, name: str, device: torch.device) -> Self:
+        """Read a cfm-mini folder."""
+        config = checkpoint.read_config(folder)
+        vocabulary = checkpoint.read_vocabulary(folder)
+        module = checkpoint.read_module(folder, config, len(vocabulary)).to(device)
+        spec = ModelSpec(
+            name=name,
+            family="mini",
+            version=config["version"],
+            digest=sha256(folder / checkpoint.WEIGHTS)[:12],
+            licence=config["licence"],
+            species=config["species"],
+            dim=config["dim"],
+            max_tokens=len(vocabulary),
+            outputs=OUTPUTS,
+        )
+        return cls(spec, vocabulary, device, module, folder)
+
+    def tokenizer(self, match: GeneMatch) -> MiniTokenizer:
+        """The tokeniser for a file whose columns match like this."""
+        return MiniTokenizer(match.tokens, len(self.vocabulary))
+
+    @torch.inference_mode()
+    def forward(self, pack: Pack, outputs: frozenset[str]) -> dict[str, torch.Tensor]:
+        """Cell vectors of length 1, float32[n_cells, dim]."""
+        if unknown := outputs - OUTPUTS:
+            raise UnsupportedOutput(f"cfm-mini gives {sorted(OUTPUTS)}, not {sorted(unknown)}.")
+        assert pack.values is not None
+        return {"cell": F.normalize(self.module(pack.ids, pack.values, pack.offsets), dim=-1)}
+
+    def gene_vectors(self) -> NDArray[np.float32]:
+        """The decoder's vector of each gene, float32[genes, dim]: genes that go together point alike."""
+        return self.module.output.weight.float().cpu().numpy()
+
+    def reference(self) -> Reference | None:
+        """Labelled prototypes that came with the weights, or None."""
+        path = self.folder / checkpoint.REFERENCE
+        return Reference.read(path) if path.is_file() else None

@@ -1,0 +1,5 @@
+"""Preprocessing: tokens."""
+
+from ._tokenize import tokenize
+
+__all__ = ["tokenize"]

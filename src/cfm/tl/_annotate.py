@@ -1,0 +1,159 @@
+"""Cell type labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
+
+from cfm import infer, models
+from cfm._core import records
+from cfm._core.errors import MissingKeyError, OptionError
+from cfm._core.inputs import announce_overwrite, writable
+from cfm._core.logging import logger
+from cfm._core.settings import settings
+from cfm.models import CellModel
+from cfm.models.reference import UNKNOWN, Reference
+
+from ._embed import embed
+
+
+def annotate(
+    adata: AnnData,
+    *,
+    reference: AnnData | None = None,
+    labels_key: str | None = None,
+    n_neighbors: int = 15,
+    model: str | Path = "cfm-mini",
+    layer: str | None = None,
+    gene_column: str | None = None,
+    species: str | None = None,
+    gene_table: str | Path | Mapping[str, str] | None = None,
+    device: str | None = None,
+    key_added: str | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    """Label each cell by its nearest labelled cells in the space of a model.
+
+    Without a reference, the prototypes that come with the model are used: for cfm-mini, blood and gut cell types and
+    a few others, which its model card lists. With a reference, both objects are embedded and its labels are
+    transferred. A cell that lies farther from its neighbours than labelled cells do among themselves is
+    ``"unknown"``.
+
+    Parameters
+    ----------
+    adata
+        Cells x genes with raw counts somewhere; X, layers, raw and var are not changed.
+    reference
+        Labelled cells with raw counts, of any gene list.
+    labels_key
+        Column of ``reference.obs`` with the labels; cells without one (NaN) are left out. Needed with `reference`.
+    n_neighbors
+        Labelled cells that vote, with `reference`. Packaged prototypes bring their own number.
+    model, layer, gene_column, species, gene_table, device
+        As in `cfm.tl.embed`, for `adata`; `reference` is read with the same model, and its counts and genes are found
+        on their own.
+    key_added
+        Key of the labels instead of ``"cfm_label"``; the confidence goes to ``key_added + "_confidence"``.
+    copy
+        Return a copy with the results instead of writing to `adata`.
+
+    Returns
+    -------
+    None, or with ``copy=True`` the new object. Written:
+
+    ``obs["cfm_label"]`` : category
+        Label, or ``"unknown"``.
+    ``obs["cfm_label_confidence"]`` : float32
+        Share of the neighbours that agree with the label, 0 to 1. It is a share of votes, not a calibrated
+        probability.
+    ``obsm["X_cfm"]``, ``obs["cfm_n_genes"]``
+        The vectors, as `cfm.tl.embed` writes them.
+    ``uns["cfm"]["cfm_label"]`` : dict
+        What was used, with two lists of one length, ``labels`` and their ``ontology_ids`` (empty text for none).
+
+    Raises
+    ------
+    OptionError
+        `reference` without `labels_key`, too few labelled cells, or a model without packaged prototypes.
+    CountsError, GeneMatchError, UnknownModelError, CheckpointError
+        As in `cfm.tl.embed`.
+
+    Examples
+    --------
+    >>> import cfm
+    >>> adata = cfm.datasets.pbmc68k()
+    >>> cfm.tl.annotate(adata)
+    >>> "B cell" in adata.obs["cfm_label"].cat.categories
+    True
+    """
+    adata = writable(adata, copy)
+    key = key_added or records.LABEL
+    loaded = models.load(model, device=device)
+    known = _reference(reference, labels_key, n_neighbors, loaded)
+
+    embed(adata, model=model, layer=layer, gene_column=gene_column, species=species, gene_table=gene_table,
+          device=device)  # fmt: skip
+    transfer = known.transfer(adata.obsm[records.EMBEDDING])
+
+    announce_overwrite(adata, "obs", key)
+    adata.obs[key] = pd.Categorical(transfer.labels.astype(str))
+    adata.obs[f"{key}{records.CONFIDENCE_SUFFIX}"] = transfer.confidence
+    n_unknown = int((transfer.labels == UNKNOWN).sum())
+    logger.info(
+        "annotate: %d labels from %d %s; %d of %d cells unknown",
+        len(set(transfer.labels) - {UNKNOWN}),
+        len(known.codes),
+        "packaged prototypes" if reference is None else "reference cells",
+        n_unknown,
+        adata.n_obs,
+    )
+    record = records.make_record(
+        "cfm.tl.annotate",
+        model=loaded.spec.name,
+        model_digest=loaded.spec.digest,
+        reference="packaged" if reference is None else "given",
+        labels_key=labels_key,
+        n_reference=len(known.codes),
+        n_neighbors=known.n_neighbors,
+        n_unknown=n_unknown,
+        labels=known.names,
+        ontology_ids=known.ontology_ids,
+    )
+    records.write_record(adata.uns, key, record)
+    return adata if copy else None
+
+
+def _reference(
+    reference: AnnData | None, labels_key: str | None, n_neighbors: int, model: CellModel
+) -> Reference:
+    if reference is None:
+        if labels_key is not None:
+            raise OptionError("labels_key= names a column of the reference; pass reference= too, or leave it out.")
+        packaged = model.reference()
+        if packaged is None:
+            msg = f"{model.spec.name} comes without labelled prototypes. Pass reference= and labels_key=."
+            raise OptionError(msg)
+        return packaged
+    if labels_key is None:
+        raise OptionError(f"Which column of reference.obs has the labels? Pass labels_key=, one of {_columns(reference)}.")
+    if labels_key not in reference.obs:
+        raise MissingKeyError(f"reference.obs has no {labels_key!r}. It has {_columns(reference)}.")
+    prepared = infer.prepare(reference, model, layer=None, gene_column=None, species=None, gene_table=None)
+    result = infer.run(model, prepared.stream, reference.n_obs, settings.pack_tokens)
+    logger.info("annotate: reference: %s", prepared)
+    labels = reference.obs[labels_key]
+    kept = labels.notna().to_numpy() & (result.lengths > 0)
+    return Reference.of(result.vectors[kept], _text(labels[kept]), n_neighbors=n_neighbors)
+
+
+def _text(labels: pd.Series) -> NDArray[np.str_]:
+    return labels.astype(str).to_numpy(dtype=str)
+
+
+def _columns(adata: AnnData) -> list[str]:
+    return [str(column) for column in adata.obs.columns]

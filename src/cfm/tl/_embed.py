@@ -1,0 +1,163 @@
+"""Cell vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+from anndata import AnnData
+
+from cfm import infer, models
+from cfm._core import records
+from cfm._core.errors import MissingKeyError, OptionError
+from cfm._core.inputs import announce_overwrite, writable
+from cfm._core.logging import logger
+from cfm._core.settings import settings
+from cfm.genes import match
+from cfm.models import CellModel
+
+
+def embed(
+    adata: AnnData,
+    *,
+    model: str | Path = "cfm-mini",
+    layer: str | None = None,
+    gene_column: str | None = None,
+    species: str | None = None,
+    gene_table: str | Path | Mapping[str, str] | None = None,
+    tokens: str | None = None,
+    genes: bool = False,
+    device: str | None = None,
+    key_added: str | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    """Give each cell a vector from a foundation model.
+
+    The vector of a cell depends on that cell alone: not on the other cells, their order, the storage of the matrix,
+    the order of the genes, the chunk size or the number of threads.
+
+    Parameters
+    ----------
+    adata
+        Cells x genes with raw counts somewhere: in memory, backed, or lazy. X, layers, raw and var are not changed.
+    model
+        A name in `cfm.models.list`, or a folder that holds a checkpoint.
+    layer
+        Layer with the raw counts (``"X"`` for X). None looks at X, then ``raw``, then the layers ``"counts"``,
+        ``"raw"`` and ``"raw_counts"``, and takes the first that holds non-negative whole numbers.
+    gene_column
+        Column of ``var`` with symbols or Ensembl ids (``"var_names"`` for the index). None tries all.
+    species
+        Species of the data; None takes the model's. ``"mouse"`` reads mouse symbols through one-to-one orthologs.
+    gene_table
+        Your own table, a file of two columns or a dictionary: name in the data, human symbol or Ensembl id.
+    tokens
+        Key in ``obsm`` where `cfm.pp.tokenize` stored this model's tokens; the counts are then not looked at.
+    genes
+        Also write a vector for every gene that the model knows.
+    device
+        ``"auto"``, ``"cpu"``, ``"cuda"``...; None takes `cfm.settings.device`.
+    key_added
+        Key of the vectors and of the record instead of ``"X_cfm"``; the gene number goes to ``key_added + "_n_genes"``.
+    copy
+        Return a copy with the results instead of writing to `adata`.
+
+    Returns
+    -------
+    None, or with ``copy=True`` the new object. Written:
+
+    ``obsm["X_cfm"]`` : float32, n_obs x dim
+        Cell vectors (of length 1 for cfm-mini). A cell in which the model finds nothing to read gets a row of zeros,
+        and a warning counts them.
+    ``obs["cfm_n_genes"]`` : int32
+        Genes of the cell that the model read.
+    ``varm["cfm_genes"]`` : float32, n_vars x dim
+        With ``genes=True``: gene vectors, NaN for genes that the model does not know.
+    ``uns["cfm"]["X_cfm"]`` : dict
+        What was used: place of the counts, gene column, coverage, model, digest of its weights, device.
+
+    Raises
+    ------
+    CountsError
+        No raw counts where they were looked for.
+    GeneMatchError
+        Too few genes are known to the model; the message names the likely cause.
+    UnknownModelError, CheckpointError
+        The model does not exist, or its folder is damaged.
+
+    Examples
+    --------
+    >>> import cfm
+    >>> adata = cfm.datasets.pbmc68k()
+    >>> cfm.tl.embed(adata)
+    >>> adata.obsm["X_cfm"].shape, adata.obsm["X_cfm"].dtype
+    ((700, 128), dtype('float32'))
+    """
+    adata = writable(adata, copy)
+    key = key_added or records.EMBEDDING
+    loaded = models.load(model, device=device)
+    if tokens is None:
+        prepared = infer.prepare(
+            adata, loaded, layer=layer, gene_column=gene_column, species=species, gene_table=gene_table
+        )
+        result = infer.run(loaded, prepared.stream, adata.n_obs, settings.pack_tokens)
+        logger.info("embed: %s", prepared)
+        facts = prepared.facts()
+    else:
+        result = infer.run(loaded, _stored(adata, tokens, loaded), adata.n_obs, settings.pack_tokens)
+        logger.info("embed: tokens from obsm[%r]; %s on %s", tokens, loaded.spec.name, loaded.device)
+        facts = {"model": loaded.spec.name, "model_digest": loaded.spec.digest, "tokens": tokens}
+
+    announce_overwrite(adata, "obsm", key)
+    adata.obsm[key] = result.vectors
+    n_genes = records.N_GENES if key_added is None else f"{key_added}_n_genes"
+    adata.obs[n_genes] = result.lengths.astype(np.int32)
+    if genes:
+        adata.varm[records.GENE_VECTORS] = _gene_vectors(adata, loaded, gene_column, species, gene_table)
+    if n_empty := int((result.lengths == 0).sum()):
+        logger.warning(
+            "%d of %d cells have no gene that the model reads; their vectors are zero. Leave them out with "
+            "adata[adata.obs[%r] > 0]",
+            n_empty,
+            adata.n_obs,
+            n_genes,
+        )
+    records.write_record(adata.uns, key, records.make_record("cfm.tl.embed", **facts))
+    return adata if copy else None
+
+
+def _stored(adata: AnnData, key: str, model: CellModel) -> Any:
+    """The token batches that `cfm.pp.tokenize` left in an object, if they are this model's."""
+    if key not in adata.obsm:
+        msg = f"obsm has no {key!r}. It has {sorted(adata.obsm)}; cfm.pp.tokenize(adata, model=...) writes it."
+        raise MissingKeyError(msg)
+    record = adata.uns.get(records.UNS, {}).get(key, {})
+    if record.get("model_digest") != model.spec.digest:
+        made_for = record.get("model", "no recorded model")
+        msg = (
+            f"The tokens in obsm[{key!r}] were made for {made_for}, not for {model.spec.name} "
+            f"({model.spec.digest}). Run cfm.pp.tokenize(adata, model={model.spec.name!r}) again."
+        )
+        raise OptionError(msg)
+    values_key = record.get("values_key")
+    values = sp.csr_array(adata.obsm[values_key]) if values_key else None
+    return infer.stored_tokens(sp.csr_array(adata.obsm[key]), values, settings.chunk_cells)
+
+
+def _gene_vectors(
+    adata: AnnData,
+    model: CellModel,
+    gene_column: str | None,
+    species: str | None,
+    gene_table: str | Path | Mapping[str, str] | None,
+) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """A row for each gene of ``var``, which is not the gene list of the counts where these come from ``raw``."""
+    table = infer.read_table(gene_table)
+    tokens = match(adata.var, model.vocabulary, gene_column=gene_column, species=species, gene_table=table).tokens
+    known = model.gene_vectors()
+    vectors = np.full((adata.n_vars, known.shape[1]), np.nan, np.float32)
+    vectors[tokens >= 0] = known[tokens[tokens >= 0]]
+    return vectors

@@ -1,0 +1,141 @@
+"""Encoders over ragged rows: what turns expression values into an order or into bins.
+
+All take ``values`` and ``offsets`` as in `TokenBatch` and give an array of the length of ``values``. They work
+cell by cell, so a cell's result depends on that cell alone, with any number of threads.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from .pool import over_rows
+
+
+def rank_order(values: NDArray[np.floating], offsets: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Positions within each cell from the highest value to the lowest; ties keep their order.
+
+    Equal to ``np.argsort(-row, kind="stable")`` for every row, bit for bit, by a radix sort over the bits of the
+    float. Values must be numbers: NaN is refused.
+
+    Parameters
+    ----------
+    values
+        float32 or float64, one per token.
+    offsets
+        int64[n_cells + 1].
+
+    Returns
+    -------
+    int32, one per token: position within the cell.
+
+    Examples
+    --------
+    >>> rank_order(np.array([1.0, 3.0, 3.0, 2.0, 5.0]), np.array([0, 3, 5]))
+    array([1, 2, 0, 1, 0], dtype=int32)
+    """
+    if values.dtype not in (np.float32, np.float64):
+        values = values.astype(np.float64)
+    if np.isnan(values).any():
+        raise ValueError("NaN cannot be ranked")
+    # Adding 0.0 makes -0.0 and 0.0 one value, as they are for argsort; their bits differ.
+    bits = (np.ascontiguousarray(values) + values.dtype.type(0)).view(f"u{values.dtype.itemsize}")
+    order = np.empty(len(values), np.int32)
+    over_rows(lambda a, b: _radix_rank(bits, offsets, a, b, order), offsets)
+    return order
+
+
+@numba.njit(nogil=True, cache=True)
+def _radix_rank(bits, offsets, first, last, order):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    longest = 0
+    for row in range(first, last):
+        longest = max(longest, offsets[row + 1] - offsets[row])
+    n_digits = bits.itemsize
+    top = bits.dtype.type(1) << bits.dtype.type(8 * n_digits - 1)
+    keys_a, keys_b = np.empty(longest, bits.dtype), np.empty(longest, bits.dtype)
+    order_a, order_b = np.empty(longest, np.int32), np.empty(longest, np.int32)
+    histogram = np.empty((n_digits, 256), np.int32)
+    for row in range(first, last):
+        start, n = offsets[row], offsets[row + 1] - offsets[row]
+        if n == 0:
+            continue
+        histogram[:] = 0
+        for i in range(n):
+            # Unsigned integers whose ascending order is the descending order of the floats.
+            key = bits[start + i]
+            key = key if key & top else ~(key | top)
+            keys_a[i] = key
+            order_a[i] = i
+            for digit in range(n_digits):
+                histogram[digit, key & 255] += 1
+                key >>= 8
+        for digit in range(n_digits):
+            shift = bits.dtype.type(8 * digit)
+            counts = histogram[digit]
+            if counts[(keys_a[0] >> shift) & 255] == n:
+                continue  # all keys share this digit
+            total = 0
+            for value in range(256):
+                total, counts[value] = total + counts[value], total
+            for i in range(n):
+                key = keys_a[i]
+                value = (key >> shift) & 255
+                place = counts[value]
+                counts[value] = place + 1
+                keys_b[place] = key
+                order_b[place] = order_a[i]
+            keys_a, keys_b = keys_b, keys_a
+            order_a, order_b = order_b, order_a
+        for i in range(n):
+            order[start + i] = order_a[i]
+
+
+def bin_values(values: NDArray[np.floating], offsets: NDArray[np.int64], n_bins: int) -> NDArray[np.int32]:
+    """Bin each value by the quantiles of its own cell; a value on an edge takes the upper bin.
+
+    The edges of a cell are the ``n_bins`` quantiles ``linspace(0, 1, n_bins)`` of its values, so bins run from 1 to
+    ``n_bins`` and any strictly increasing transform of a cell (library size, log) leaves them as they are. Equal to
+    ``np.digitize(row, np.quantile(row, np.linspace(0, 1, n_bins)))``.
+
+    Parameters
+    ----------
+    values
+        One per token, zeros left out.
+    offsets
+        int64[n_cells + 1].
+    n_bins
+        Number of bins.
+
+    Examples
+    --------
+    >>> bin_values(np.array([1.0, 1.0, 2.0, 9.0]), np.array([0, 4]), 3)
+    array([1, 1, 2, 3], dtype=int32)
+    """
+    bins = np.empty(len(values), np.int32)
+    quantiles = np.linspace(0, 1, n_bins)
+    if values.dtype not in (np.float32, np.float64):
+        values = values.astype(np.float64)
+    values = np.ascontiguousarray(values)
+    over_rows(lambda a, b: _bin_rows(values, offsets, quantiles, a, b, bins), offsets)
+    return bins
+
+
+@numba.njit(nogil=True, cache=True)
+def _bin_rows(values, offsets, quantiles, first, last, bins):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    edges = np.empty(len(quantiles), np.float64)
+    for row in range(first, last):
+        start, stop = offsets[row], offsets[row + 1]
+        if start == stop:
+            continue
+        ordered = np.sort(values[start:stop])
+        for e in range(len(quantiles)):
+            position = quantiles[e] * (len(ordered) - 1)
+            below = int(np.floor(position))
+            above = min(below + 1, len(ordered) - 1)
+            part = position - below
+            gap = ordered[above] - ordered[below]
+            # numpy interpolates from the nearer side; so must we, or an edge may miss its own value by a bit.
+            edges[e] = ordered[below] + gap * part if part < 0.5 else ordered[above] - gap * (1 - part)
+        for i in range(start, stop):
+            bins[i] = np.searchsorted(edges, values[i], side="right")

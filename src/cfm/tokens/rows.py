@@ -1,0 +1,108 @@
+"""From CSR rows over the genes of a file to rows over the tokens of a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from .pool import over_rows
+
+
+@dataclass(frozen=True)
+class GeneRows:
+    """Cells as the expressed genes that a model knows, in ascending token id.
+
+    The order of columns in the file, its storage and its dtype leave no trace here: this is what makes a
+    vector depend on the cell alone.
+
+    Parameters
+    ----------
+    ids
+        int32[n]: token ids, ascending within a cell.
+    counts
+        float64[n]: counts, duplicates summed, never 0.
+    offsets
+        int64[n_cells + 1].
+    totals
+        float64[n_cells]: counts of the cell over all genes of the file, known to the model or not.
+    """
+
+    ids: NDArray[np.int32]
+    counts: NDArray[np.float64]
+    offsets: NDArray[np.int64]
+    totals: NDArray[np.float64]
+
+
+def gene_rows(counts: sp.csr_matrix | sp.csr_array, tokens: NDArray[np.int32], n_tokens: int) -> GeneRows:
+    """Map the columns of CSR rows to tokens, sum duplicates, drop unknown genes and zeros.
+
+    Parameters
+    ----------
+    counts
+        cells x genes of the file, any numeric dtype, indices in any order.
+    tokens
+        int32[genes of the file]: token of each column, -1 for none.
+    n_tokens
+        Size of the vocabulary.
+    """
+    indptr = np.ascontiguousarray(counts.indptr, dtype=np.int64)
+    indices = np.ascontiguousarray(counts.indices, dtype=np.int32)
+    data = np.ascontiguousarray(counts.data, dtype=np.float64)
+    n_cells = len(indptr) - 1
+    ids = np.empty(len(data), np.int32)
+    values = np.empty(len(data), np.float64)
+    lengths = np.zeros(n_cells, np.int64)
+    totals = np.zeros(n_cells, np.float64)
+    over_rows(
+        lambda a, b: _map_rows(indptr, indices, data, tokens, n_tokens, a, b, ids, values, lengths, totals), indptr
+    )
+    offsets = np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths)))
+    if offsets[-1] == len(ids):
+        return GeneRows(ids, values, offsets, totals)
+    kept_ids, kept_values = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], np.float64)
+    over_rows(lambda a, b: _compact(indptr, offsets, ids, values, a, b, kept_ids, kept_values), indptr)
+    return GeneRows(kept_ids, kept_values, offsets, totals)
+
+
+@numba.njit(nogil=True, cache=True)
+def _map_rows(indptr, indices, data, tokens, n_tokens, first, last, ids, values, lengths, totals):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    # A dense accumulator with one flag a token replaces a sort: scanning eight flags at a time is cheaper
+    # than sorting a few thousand ids, and duplicates add up on the way.
+    sums = np.zeros(n_tokens, np.float64)
+    flags = np.zeros((n_tokens + 7) // 8 * 8, np.uint8)
+    words = flags.view(np.uint64)
+    for row in range(first, last):
+        total = 0.0
+        for j in range(indptr[row], indptr[row + 1]):
+            value = data[j]
+            total += value
+            token = tokens[indices[j]]
+            if token >= 0 and value != 0:
+                sums[token] += value
+                flags[token] = 1
+        totals[row] = total
+        out = indptr[row]
+        for word in range(len(words)):
+            if words[word] != 0:
+                for token in range(8 * word, 8 * word + 8):
+                    if flags[token]:
+                        ids[out] = token
+                        values[out] = sums[token]
+                        sums[token] = 0.0
+                        flags[token] = 0
+                        out += 1
+        lengths[row] = out - indptr[row]
+
+
+@numba.njit(nogil=True, cache=True)
+def _compact(indptr, offsets, ids, values, first, last, kept_ids, kept_values):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    for row in range(first, last):
+        source = indptr[row]
+        for j in range(offsets[row], offsets[row + 1]):
+            kept_ids[j] = ids[source]
+            kept_values[j] = values[source]
+            source += 1

@@ -1,0 +1,1 @@
+"""Pretraining: recipe, corpus, views, task, and what is written at the end."""

@@ -1,0 +1,137 @@
+"""A pretraining run from recipe to model folder."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from torch.utils.data import DataLoader
+
+from cfm._core.logging import logger
+from cfm._core.resources import atomic_path
+from cfm._core.settings import settings
+from cfm.models.mini import checkpoint
+from cfm.models.mini.module import GeneBag
+
+from .card import model_card
+from .corpus import Corpus
+from .prototypes import make_reference
+from .recipe import Recipe, Training, Views
+from .task import MaskedGenes
+from .views import TrainingViews, View, as_is
+
+_VALIDATION_EPOCH = -1
+
+
+class Steps(pl.LightningDataModule):
+    """Training steps that change with the epoch, and validation steps that stay."""
+
+    def __init__(self, train: Corpus, validation: Corpus, views: Views, training: Training) -> None:
+        super().__init__()
+        self.train, self.validation, self.views, self.training = train, validation, views, training
+
+    def train_dataloader(self) -> DataLoader[list[View]]:
+        """The steps of the epoch at hand (the trainer asks again at every epoch)."""
+        assert self.trainer is not None
+        return self._loader(TrainingViews(self.train, self.views, self.training, self.trainer.current_epoch))
+
+    def val_dataloader(self) -> DataLoader[list[View]]:
+        """A fifth as many steps, on held-out cells, the same at every epoch."""
+        training = self.training.model_copy(update={"steps_per_epoch": max(1, self.training.steps_per_epoch // 5)})
+        return self._loader(TrainingViews(self.validation, self.views, training, _VALIDATION_EPOCH))
+
+    @staticmethod
+    def _loader(steps: TrainingViews) -> DataLoader[list[View]]:
+        return DataLoader(steps, batch_size=1, shuffle=False, collate_fn=as_is)
+
+
+def run(corpus: Corpus, recipe: Recipe, folder: Path) -> dict[str, float]:
+    """Train and write a model folder; go on from the last epoch if the folder holds an interrupted run.
+
+    Parameters
+    ----------
+    corpus
+        Cells.
+    recipe
+        Everything else.
+    folder
+        Where the model is written; checkpoints and losses of the run go to its ``run/``.
+
+    Returns
+    -------
+    The last validation losses of the weights that were kept.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    pl.seed_everything(recipe.training.seed, verbose=False)
+    train, validation = corpus.split(recipe.training.validation_share, recipe.training.seed)
+    module = GeneBag(len(corpus.vocabulary), recipe.model.width, recipe.model.dim)
+    task = MaskedGenes(
+        module, len(corpus.files), compatible_labels(corpus.labels, recipe.data.wide_labels), recipe.objective,
+        recipe.training,
+    )
+    best = ModelCheckpoint(folder / "run", filename="best", monitor="val_loss", save_last=True, enable_version_counter=False)
+    trainer = pl.Trainer(
+        max_epochs=recipe.training.max_epochs,
+        accelerator="cpu" if settings.device == "cpu" else "auto",
+        devices=1,
+        callbacks=[best, EarlyStopping("val_loss", patience=recipe.training.patience)],
+        logger=CSVLogger(folder / "run", name="", version=""),
+        gradient_clip_val=1.0,
+        reload_dataloaders_every_n_epochs=1,
+        num_sanity_val_steps=0,
+        enable_progress_bar=settings.progress,
+        enable_model_summary=False,
+        log_every_n_steps=recipe.training.steps_per_epoch,
+    )
+    last = folder / "run" / "last.ckpt"
+    if last.is_file():
+        logger.info("going on with the run in %s", folder / "run")
+    with warnings.catch_warnings():
+        # The steps are made in this process on purpose: their order is the seed's, and their cost is small.
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        trainer.fit(
+            task,
+            datamodule=Steps(train, validation, recipe.views, recipe.training),
+            ckpt_path=last if last.is_file() else None,
+            weights_only=True,
+        )
+    kept = torch.load(best.best_model_path, weights_only=True, map_location="cpu")
+    task.load_state_dict(kept["state_dict"], strict=False)  # `compatible` is made anew, not stored
+    losses = {name: float(value) for name, value in trainer.validate(task, datamodule=trainer.datamodule, verbose=False)[0].items()}
+    _write(folder, task.module.cpu().eval(), corpus, recipe, losses, {"epochs": trainer.current_epoch, "best_epoch": int(kept["epoch"]) + 1})
+    return losses
+
+
+def compatible_labels(labels: tuple[str, ...], wide: Mapping[str, list[str]]) -> torch.Tensor:
+    """bool[labels, labels]: which pairs of different labels may name one cell."""
+    table = torch.zeros(len(labels), len(labels), dtype=torch.bool)
+    number = {label: i for i, label in enumerate(labels)}
+    for name, parts in wide.items():
+        for part in parts:
+            if name in number and part in number:
+                table[number[name], number[part]] = table[number[part], number[name]] = True
+    return table
+
+
+def _write(
+    folder: Path, module: GeneBag, corpus: Corpus, recipe: Recipe, losses: dict[str, float], progress: dict[str, Any]
+) -> None:
+    config = {
+        "version": recipe.version,
+        "licence": recipe.licence,
+        "species": "human",
+        "width": recipe.model.width,
+        "dim": recipe.model.dim,
+    }
+    checkpoint.write_module(folder, module, corpus.vocabulary, config)
+    reference = make_reference(module, corpus, recipe)
+    if reference is not None:
+        reference.write(folder / checkpoint.REFERENCE)
+    with atomic_path(folder / checkpoint.CARD) as path:
+        path.write_text(model_card(corpus, recipe, losses, progress, reference), encoding="utf-8")
