@@ -4,6 +4,7 @@ The build needs no network. Only on Read the Docs are the inventories of other p
 """
 
 import os
+import re
 import shutil
 from importlib.metadata import metadata
 from pathlib import Path
@@ -114,6 +115,13 @@ def hide_settings_signature(_app: Sphinx, what: str, name: str, *_: Any) -> tupl
     return ("", None) if what == "class" and name.endswith(".Settings") else None
 
 
+def code_names(_app: Sphinx, _what: str, _name: str, _obj: Any, _options: Any, lines: list[str]) -> None:
+    """Undo the bold type that napoleon puts around what a function writes, since markup cannot be nested."""
+    lines[:] = [re.sub(r"\*\*(``[^`]+``(?:, ``[^`]+``)*)\*\*", r"\1", line) for line in lines]
+
+
 def setup(app: Sphinx) -> None:
     # The first answer counts, and sphinx-autodoc-typehints always has one.
     app.connect("autodoc-process-signature", hide_settings_signature, priority=1)
+    # After napoleon, which has the default priority of 500.
+    app.connect("autodoc-process-docstring", code_names, priority=600)

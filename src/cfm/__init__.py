@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from . import _accessor as _accessor
-from ._core import errors
+from . import errors
 from ._core.settings import settings
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """Raw counts: finding where they are, and streaming them as CSR chunks whatever the storage."""
 
 from .evidence import Evidence
-from .finding import find_counts
+from .finding import find_counts, in_memory
 from .source import Chunk, CountSource
 
-__all__ = ["Chunk", "CountSource", "Evidence", "find_counts"]
+__all__ = ["Chunk", "CountSource", "Evidence", "find_counts", "in_memory"]

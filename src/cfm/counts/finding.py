@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import numpy as np
 import pandas as pd
 from anndata import AnnData
+from numpy.typing import NDArray
 
 from cfm._core.errors import CountsError, MissingKeyError
 from cfm._core.logging import logger
 
 from .evidence import Evidence
-from .source import CountSource, row_reader
+from .reading import row_reader, view_reader
+from .source import CountSource
 
 COUNT_LAYERS = ("counts", "raw", "raw_counts")
 """Names under which people keep raw counts, in the order in which they are tried."""
@@ -35,54 +39,72 @@ def find_counts(adata: AnnData, *, layer: str | None = None) -> CountSource:
         Nothing that was looked at holds counts. The message has the evidence for each place.
     """
     seen: list[tuple[str, Evidence]] = []
+    empty: CountSource | None = None
     for source in _places(adata, layer):
         evidence = source.sample()
-        if evidence.is_counts:
+        if evidence.is_counts and evidence.maximum > 0:
             if seen:
                 logger.info("counts: took %s, since %s holds no counts", source.where, seen[0][0])
             return source
+        if evidence.is_counts and empty is None:
+            # Nothing but zeros so far: a placeholder, or cells without counts. Another place may say more.
+            empty = source
         seen.append((source.where, evidence))
+    if empty is not None:
+        return empty
     raise CountsError(_nothing_found(adata, layer, seen))
 
 
 def _places(adata: AnnData, layer: str | None) -> Iterator[CountSource]:
+    # anndata >= 0.13 lists X among the layers, under the key None.
     if layer is not None and layer != "X":
         if layer not in adata.layers:
             msg = f"adata.layers has no {layer!r}. It has {_layer_names(adata)}; layer='X' takes X."
             raise MissingKeyError(msg)
-        yield _source(adata, f"layers[{layer!r}]", layer)
+        yield _source(adata, f"layers[{layer!r}]", adata.var, lambda whole: whole.layers[layer])
         return
-    if adata.X is not None:
-        yield _source(adata, "X", None)
+    whole = _whole(adata)
+    if whole.X is not None:
+        yield _source(adata, "X", adata.var, lambda whole: whole.X)
     if layer == "X":
         return
-    if adata.raw is not None:
-        raw = adata.raw
-        yield CountSource("raw.X", pd.DataFrame(raw.var), adata.n_obs, row_reader(raw.X))
+    if whole.raw is not None and whole.raw.X is not None:
+        yield _source(adata, "raw.X", whole.raw.var, lambda whole: whole.raw.X)
     for name in COUNT_LAYERS:
         if name in adata.layers:
-            yield _source(adata, f"layers[{name!r}]", name)
+            yield from _places(adata, name)
 
 
-def _source(adata: AnnData, where: str, layer: str | None) -> CountSource:
-    if adata.is_view and adata.isbacked:
-        # The X of a view on a backed file is read whole when touched: cut the rows first, then touch it.
-        def read(start: int, stop: int) -> object:
-            part = adata[start:stop]
-            return part.X if layer is None else part.layers[layer]
+def _whole(adata: AnnData) -> Any:
+    """The object that a view looks at, which is never a view itself; any other object as it is."""
+    return adata._adata_ref if adata.is_view else adata
+
+
+def _source(adata: AnnData, where: str, var: object, matrix_of: Callable[[AnnData], Any]) -> CountSource:
+    whole = _whole(adata)
+    matrix = matrix_of(whole)
+    if adata.is_view:
+        rows = _positions(adata._oidx, whole.n_obs)
+        # Columns that were cut from X are still in raw.
+        columns = np.arange(matrix.shape[1]) if where == "raw.X" else _positions(adata._vidx, whole.n_vars)
+        read = view_reader(matrix, rows, columns)
     else:
-        read = row_reader(adata.X if layer is None else adata.layers[layer])
-    return CountSource(where, _frame(adata.var), adata.n_obs, read)
+        read = row_reader(matrix)
+    return CountSource(where, in_memory(var), adata.n_obs, read)
 
 
-def _frame(var: object) -> pd.DataFrame:
+def _positions(index: Any, length: int) -> NDArray[np.intp]:
+    """The positions that an index of a view stands for: a slice, an array, or an object that holds one."""
+    return np.arange(length)[index if isinstance(index, slice) else np.asarray(index)]
+
+
+def in_memory(var: object) -> pd.DataFrame:
     """`var` in memory: lazily read objects hold a frame that reads on request."""
     return var if isinstance(var, pd.DataFrame) else var.to_memory()  # type: ignore[attr-defined,no-any-return]
 
 
 def _layer_names(adata: AnnData) -> list[str]:
-    # anndata >= 0.13 lists X among the layers, under the key None.
-    return [str(name) for name in adata.layers if name is not None]
+    return [str(name) for name in adata.layers.keys() if name is not None]
 
 
 def _nothing_found(adata: AnnData, layer: str | None, seen: list[tuple[str, Evidence]]) -> str:

@@ -54,7 +54,7 @@ def pbmc68k() -> AnnData:
     packaged = sc.datasets.pbmc68k_reduced()
     normalised = sp.csr_matrix(packaged.raw.X, copy=True)
     normalised.data = np.expm1(normalised.data.astype(np.float64))
-    smallest = np.array([normalised.data[a:b].min() for a, b in zip(normalised.indptr, normalised.indptr[1:])])  # noqa: B905, RUF007
+    smallest = np.array([normalised.data[a:b].min() for a, b in zip(normalised.indptr, normalised.indptr[1:])])  # noqa: B905
     counts = normalised.data / np.repeat(smallest, np.diff(normalised.indptr))
     if np.abs(counts - np.rint(counts)).max() > 0.2:
         raise CountsError("scanpy's pbmc68k_reduced is not the matrix that its counts can be restored from.")

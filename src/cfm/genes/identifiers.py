@@ -8,19 +8,19 @@ from functools import cache
 from cfm._core.resources import read_tsv
 
 _PACKAGE = "cfm.genes.data"
-_VERSION = re.compile(r"^(ENS[A-Z]*[GTP]\d{11})\.\d+(_PAR_Y)?$")
+_VERSION = re.compile(r"^(ENS[A-Z]*[GTP]\d{11})(\.\d+)?(_PAR_Y)?$")
 _ENSEMBL = re.compile(r"^ENS[A-Z]*G\d{11}(\.\d+)?$")
 
 
 def strip_version(identifier: str) -> str:
-    """An Ensembl identifier without its version; any other text as it is.
+    """An Ensembl identifier without its version and without GENCODE's ``_PAR_Y``; any other text as it is.
 
     Examples
     --------
     >>> strip_version("ENSG00000141510.18"), strip_version("RP11-34P13.7")
     ('ENSG00000141510', 'RP11-34P13.7')
     """
-    found = _VERSION.match(identifier)
+    found = _VERSION.match(identifier) if identifier.startswith("ENS") else None
     return found.group(1) if found else identifier
 
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from cfm._core.errors import GeneMatchError, MissingKeyError, OptionError
 
-from .diagnosis import likely_cause
-from .identifiers import is_ensembl, mouse_orthologs, strip_version
+from .diagnosis import likely_cause, table_cause
+from .identifiers import mouse_orthologs, strip_version
 from .vocabulary import Vocabulary
 
 MIN_GENES = 100
@@ -72,15 +72,24 @@ def read_gene_table(path: str | Path) -> dict[str, str]:
     Comma- or tab-separated, with or without a header (a header row maps to nothing and does no harm).
     """
     path = Path(path)
-    separator = "," if path.suffix == ".csv" else "\t"
-    with path.open(encoding="utf-8", newline="") as handle:
-        rows = [row for row in csv.reader(handle, delimiter=separator) if row]
-    short = [number for number, row in enumerate(rows, start=1) if len(row) < 2]
-    if not rows or short:
-        where = f"line {short[0]} has one column" if short else "it is empty"
-        msg = f"{path} is no gene table: {where}. Expected two columns: name in the data, human symbol or Ensembl id."
+    separator, ending = (",", "comma") if path.suffix.lower() == ".csv" else ("\t", "tab")
+    table: dict[str, str] = {}
+    trouble = "it is empty"
+    with path.open(encoding="utf-8-sig", newline="") as handle:  # spreadsheets begin a file with a byte order mark
+        reader = csv.reader(handle, delimiter=separator)
+        for row in reader:
+            if len(row) == 1:
+                table, trouble = {}, f"line {reader.line_num} has one column"
+                break
+            if row:
+                table[row[0].strip()] = row[1].strip()
+    if not table:
+        msg = (
+            f"{path} is no gene table: {trouble}. Expected two columns with a {ending} between: name in the data, "
+            "human symbol or Ensembl id. Files that end in .csv are read with commas, all others with tabs."
+        )
         raise GeneMatchError(msg)
-    return {row[0]: row[1] for row in rows}
+    return table
 
 
 def match(
@@ -119,46 +128,62 @@ def match(
     species = species or vocabulary.species
     lookups = list(_lookups(vocabulary, species, gene_table))
     best: GeneMatch | None = None
-    for column, names in _candidates(var, gene_column):
+    for column, values in _candidates(var, gene_column):
+        # Each name once: columns such as feature_type repeat one text for every gene.
+        codes, distinct = pd.factorize(values, use_na_sentinel=False)
+        names = [str(name) for name in distinct]
         for identifier, lookup, fallback in lookups:
             tokens = _find(names, lookup, fallback)
-            found = GeneMatch(tokens, names, column, identifier, species, len(np.unique(tokens[tokens >= 0])))
-            if best is None or found.n_tokens > best.n_tokens:
-                best = found
+            n_tokens = len(np.unique(tokens[tokens >= 0]))
+            if best is None or n_tokens > best.n_tokens:
+                best = GeneMatch(tokens[codes], np.array(names, str)[codes], column, identifier, species, n_tokens)
     if best is None or best.n_tokens < MIN_GENES:
-        raise GeneMatchError(_too_few(best, var, vocabulary, species, gene_column))
+        raise GeneMatchError(_too_few(best, var, vocabulary, species, gene_column, gene_table))
     if vocabulary.duplicates == "reject":
         _refuse_duplicates(best)
     return best
 
 
-def _candidates(var: pd.DataFrame, gene_column: str | None) -> Iterator[tuple[str, NDArray[np.str_]]]:
+def _candidates(var: pd.DataFrame, gene_column: str | None) -> Iterator[tuple[str, pd.Index | pd.Series]]:
     if gene_column is not None and gene_column != VAR_NAMES and gene_column not in var.columns:
         msg = f"var has no column {gene_column!r}. It has {sorted(map(str, var.columns))}; 'var_names' is the index."
         raise MissingKeyError(msg)
     if gene_column in (None, VAR_NAMES):
-        yield VAR_NAMES, np.asarray(var.index.astype(str), dtype=str)
-    for column in var.columns if gene_column is None else [gene_column]:
-        if column == VAR_NAMES or var[column].dtype.kind in "biufcmM":
-            continue
-        yield str(column), var[column].astype(str).to_numpy(dtype=str)
+        yield VAR_NAMES, var.index.astype(str)
+    for column, values in var.items():
+        # Numbers are read as names only where the user points at them, with a table of Entrez ids for example.
+        wanted = values.dtype.kind not in "biufcmM" if gene_column is None else column == gene_column
+        if wanted and column != VAR_NAMES:
+            yield str(column), values.astype(str)
 
 
 def _lookups(
     vocabulary: Vocabulary, species: str, gene_table: Mapping[str, str] | None
 ) -> Iterator[tuple[str, Lookup, Lookup]]:
     """The ways in which a name can be read: a function from a name to a token or -1, and one for what it leaves."""
-    by_ensembl, by_symbol, fold = vocabulary.by_ensembl, vocabulary.by_symbol, vocabulary.fold
+    by_symbol, previous, fold = vocabulary.by_symbol, vocabulary.by_previous_symbol, vocabulary.fold
+
+    def identifier(name: str) -> int:
+        return vocabulary.by_ensembl.get(strip_version(name), -1)
+
     if gene_table is not None:
-        target = {name: fold(other) for name, other in gene_table.items()}
-        yield "table", lambda name: by_symbol.get(t := target.get(name, ""), by_ensembl.get(strip_version(t), -1)), _no_token
+        target = {str(name): fold(str(other)) for name, other in gene_table.items()}
+        yield (
+            "table",
+            lambda name: by_symbol.get(t := target.get(name, ""), identifier(t)),
+            lambda name: previous.get(target.get(name, ""), -1),
+        )
     elif species == vocabulary.species:
-        previous = vocabulary.by_previous_symbol
-        yield "symbol", lambda name: by_symbol.get(fold(name), -1), lambda name: previous.get(fold(name), -1)
-        yield "ensembl", lambda name: by_ensembl.get(strip_version(name), -1), _no_token
+        yield "ensembl", identifier, _no_token
+        # Columns of symbols often hold the Ensembl id where a gene has no symbol.
+        yield (
+            "symbol",
+            lambda name: by_symbol.get(fold(name), -1),
+            lambda name: previous.get(fold(name), identifier(name)),
+        )
     elif (species, vocabulary.species) == ("mouse", "human"):
         orthologs = mouse_orthologs()
-        yield "symbol", lambda name: by_ensembl.get(orthologs.get(name, ""), -1), _no_token
+        yield "symbol", lambda name: identifier(orthologs.get(name, "")), _no_token
     else:
         msg = (
             f"No orthologs from {species!r} to {vocabulary.species!r}: only 'mouse' to 'human' is packaged. "
@@ -167,20 +192,23 @@ def _lookups(
         raise OptionError(msg)
 
 
-def _find(names: NDArray[np.str_], lookup: Lookup, fallback: Lookup) -> NDArray[np.int32]:
+def _find(names: list[str], lookup: Lookup, fallback: Lookup) -> NDArray[np.int32]:
     tokens = np.fromiter((lookup(name) for name in names), dtype=np.int32, count=len(names))
-    lost = np.flatnonzero(tokens < 0)
-    # A withdrawn symbol counts only where no column bears the current one: HNRNPU-AS1 was once a name of HNRNPU.
+    # What is found in a second look counts only where no column was found in the first: HNRNPU-AS1 was once a name
+    # of HNRNPU.
     taken = set(tokens.tolist())
-    present = set(names.tolist()) if len(lost) else set()
+    lost = np.flatnonzero(tokens < 0).tolist()
+    present = set(names)
     for i in lost:
-        name = str(names[i])
+        name = names[i]
         base = _UNIQUE_SUFFIX.sub("", name)
         # Only a plain name that is itself a column makes this one its duplicate; NKX2-1 alone is no NKX2.
-        if base != name and base in present and not is_ensembl(base):
+        duplicate = base != name and base in present
+        if duplicate:
             tokens[i] = lookup(base)
-        elif (token := fallback(name)) not in taken:
-            tokens[i] = token
+        for older in (name, base) if duplicate else (name,):
+            if tokens[i] < 0 and (token := fallback(older)) not in taken:
+                tokens[i] = token
     return tokens
 
 
@@ -197,14 +225,19 @@ def _refuse_duplicates(found: GeneMatch) -> None:
 
 
 def _too_few(
-    best: GeneMatch | None, var: pd.DataFrame, vocabulary: Vocabulary, species: str, gene_column: str | None
+    best: GeneMatch | None,
+    var: pd.DataFrame,
+    vocabulary: Vocabulary,
+    species: str,
+    gene_column: str | None,
+    gene_table: Mapping[str, str] | None,
 ) -> str:
     looked = gene_column or f"var_names and the columns {[str(c) for c in var.columns]}"
     n_tokens = best.n_tokens if best is not None else 0
     column = best.column if best is not None else VAR_NAMES
     names = best.names if best is not None else np.asarray(var.index.astype(str), dtype=str)
+    cause = likely_cause(names, species) if gene_table is None else table_cause(names, gene_table)
     return (
         f"Only {n_tokens:,} of {len(var):,} genes are among the {len(vocabulary):,} genes of the model; it needs "
-        f"{MIN_GENES}. Looked at {looked}; best was {column}, which begins {[str(n) for n in names[:5]]}.\n"
-        f"{likely_cause(names, species)}"
+        f"{MIN_GENES}. Looked at {looked}; best was {column}, which begins {[str(n) for n in names[:5]]}.\n{cause}"
     )

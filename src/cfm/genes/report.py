@@ -26,7 +26,7 @@ class Coverage:
     share_of_counts
         Counts in matched columns over all counts, 0 to 1.
     lost
-        The unmatched genes with most counts, and the share of all counts that each holds.
+        The unmatched genes with most counts, most first, and the share of all counts that each holds.
     """
 
     n_genes: int
@@ -41,14 +41,18 @@ class Coverage:
         """Make the report from the total count of each column."""
         total = float(totals.sum()) or 1.0
         unmatched = np.flatnonzero((found.tokens < 0) & (totals > 0))
-        heaviest = unmatched[np.argsort(-totals[unmatched], kind="stable")[:top]]
+        # Columns may share a name; a lost name holds what all of them hold.
+        lost: dict[str, float] = {}
+        for i in unmatched:
+            name = str(found.names[i])
+            lost[name] = lost.get(name, 0.0) + float(totals[i] / total)
         return cls(
             n_genes=len(found.tokens),
             n_matched=found.n_columns,
             n_vocabulary=n_vocabulary,
             n_vocabulary_matched=found.n_tokens,
             share_of_counts=float(totals[found.tokens >= 0].sum() / total),
-            lost={str(found.names[i]): float(totals[i] / total) for i in heaviest},
+            lost=dict(sorted(lost.items(), key=lambda item: -item[1])[:top]),
         )
 
     def __str__(self) -> str:

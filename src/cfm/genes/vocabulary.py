@@ -58,7 +58,8 @@ class Vocabulary:
         """Token id of each symbol: the model's own, and the current human ones."""
         table: dict[str, int] = {}
         for token, symbol in enumerate(self.symbols):
-            table.setdefault(self.fold(symbol), token)
+            if symbol:  # genes without a symbol are no match for columns without a name
+                table.setdefault(self.fold(symbol), token)
         return self._known(human_genes()) | table
 
     @cached_property
@@ -85,7 +86,11 @@ class Vocabulary:
                     f"{sorted(missing)}. Write a tab-separated file whose first line is 'ensembl_id<TAB>symbol'."
                 )
                 raise CheckpointError(msg)
-            rows = [(strip_version(row["ensembl_id"]), row["symbol"]) for row in reader]
+            rows = []
+            for row in reader:
+                if row["ensembl_id"] is None or row["symbol"] is None:
+                    raise CheckpointError(f"{path} is cut or damaged: line {reader.line_num} has too few columns.")
+                rows.append((strip_version(row["ensembl_id"]), row["symbol"]))
         identifiers = [identifier for identifier, _ in rows]
         if len(set(identifiers)) != len(identifiers):
             repeated = sorted(name for name, n in Counter(identifiers).items() if n > 1)[:5]

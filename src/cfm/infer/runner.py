@@ -38,7 +38,7 @@ def run(model: CellModel, batches: Iterable[TokenBatch], n_cells: int, budget: i
     """Put every cell through the model.
 
     The next batch is read and tokenised while this one is in the model. When a CUDA device runs out of memory the
-    budget halves and the run goes on.
+    budget halves and the run goes on, unless a single cell is too big.
 
     Parameters
     ----------
@@ -59,24 +59,38 @@ def run(model: CellModel, batches: Iterable[TokenBatch], n_cells: int, budget: i
             waiting = list(packs(batch, budget))[::-1]
             while waiting:
                 pack = waiting.pop()
-                try:
-                    out = model.forward(Pack.of(pack, model.device), frozenset({"cell"}))["cell"]
-                    vectors[pack.rows] = out.float().cpu().numpy()
-                except torch.OutOfMemoryError:
-                    if pack.n_cells == 1:  # nothing left to split
-                        raise
-                    budget = _smaller(budget, pack)
-                    waiting.extend(list(packs(pack, budget))[::-1])
+                found = _cell_vectors(model, pack)
+                if found is not None:
+                    vectors[pack.rows] = found
+                    continue
+                budget = _smaller(pack)
+                # All that wait were cut for the old budget: each of them would fail, and halve it again.
+                waiting = [part for whole in [*waiting, pack] for part in list(packs(whole, budget))[::-1]]
             bar.update(batch.n_cells)
     return Result(vectors, lengths)
 
 
-def _smaller(budget: int, pack: TokenBatch) -> int:
-    """Half of what just failed."""
+def _cell_vectors(model: CellModel, pack: TokenBatch) -> NDArray[np.float32] | None:
+    """Vectors of a pack, or None where the device has no memory for it but may have for a part.
+
+    The error ends here and is not handed on: it would keep the tensors of the failed attempt alive.
+    """
+    try:
+        vectors = model.forward(Pack.of(pack, model.device), frozenset({"cell"}))["cell"]
+        return vectors.float().cpu().numpy()
+    except torch.OutOfMemoryError as error:
+        if pack.n_cells > 1:
+            return None
+        error.add_note(f"One cell of {len(pack.ids):,} tokens does not fit on {model.device}. Type device='cpu'.")
+        raise
+
+
+def _smaller(pack: TokenBatch) -> int:
+    """Half of the budget that just failed."""
     torch.cuda.empty_cache()
-    smaller = min(budget, int(pack.n_cells * pack.lengths.max())) // 2
-    logger.warning("out of GPU memory with packs of %d tokens; going on with %d", budget, smaller)
-    return smaller
+    failed = int(pack.n_cells * pack.lengths.max())
+    logger.warning("out of GPU memory with packs of %d tokens; going on with %d", failed, failed // 2)
+    return failed // 2
 
 
 def ahead[T](items: Iterable[T]) -> Iterator[T]:

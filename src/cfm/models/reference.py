@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,7 +131,11 @@ class Reference:
 
     def write(self, path: Path) -> None:
         """Write a safetensors file; vectors in float16."""
-        tensors = {"vectors": self.vectors.astype(np.float16), "codes": self.codes, "reach": self.reach}
+        tensors: dict[str, NDArray[Any]] = {
+            "vectors": self.vectors.astype(np.float16),
+            "codes": self.codes,
+            "reach": self.reach,
+        }
         facts = {
             "names": json.dumps(self.names),
             "ontology_ids": json.dumps(self.ontology_ids),

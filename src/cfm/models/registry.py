@@ -24,7 +24,7 @@ def _registry() -> dict[str, Any]:
     return tomllib.loads((files("cfm.models") / "registry.toml").read_text(encoding="utf-8"))
 
 
-def list() -> pd.DataFrame:  # noqa: A001 -- reads as cfm.models.list()
+def list() -> pd.DataFrame:
     """The models that can be called by name.
 
     Returns

@@ -47,19 +47,19 @@ def annotation(adata: AnnData, *, truth: str | None = None, key: str = records.L
         if column not in adata.obs:
             msg = f"obs has no {column!r}. It has {[str(c) for c in adata.obs.columns]}; cfm.tl.annotate writes labels."
             raise MissingKeyError(msg)
-    labels = adata.obs[key].astype(str)
+    labels, sureness = pd.Series(adata.obs[key]).astype(str), pd.Series(adata.obs[confidence])
     names = sorted(labels.unique())
     width = 2.5 + 0.45 * len(names)
     if truth is None:
         figure = Figure(figsize=(5, 1.5 + 0.3 * len(names)), layout="constrained")
-        _confidence(figure.subplots(), labels, adata.obs[confidence], names)
+        _confidence(figure.subplots(), labels, sureness, names)
         return figure
-    known = adata.obs[truth].astype(str)
+    known = pd.Series(adata.obs[truth]).astype(str)
     height = 2.2 + 0.32 * max(len(names), known.nunique())
     figure = Figure(figsize=(2 * width + 1, height), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1.3, 1])
     _confusion(left, known, labels, names)
-    _confidence(right, labels, adata.obs[confidence], names)
+    _confidence(right, labels, sureness, names)
     return figure
 
 
@@ -69,9 +69,9 @@ def _confusion(axes: Axes, known: pd.Series, labels: pd.Series, names: list[str]
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for row, column in zip(*np.nonzero(counts.to_numpy()), strict=True):
         color = "white" if shares[row, column] > 0.5 else "black"
-        axes.text(column, row, f"{counts.iat[row, column]:,}", ha="center", va="center", color=color, fontsize=8)
+        axes.text(column, row, str(counts.iat[row, column]), ha="center", va="center", color=color, fontsize=8)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
-    axes.set_yticks(range(len(counts)), [str(name) for name in counts.index])
+    axes.set_yticks(range(len(counts)), counts.index.astype(str).tolist())
     axes.set(xlabel="label", ylabel="known label", title="cells")
 
 

@@ -40,7 +40,7 @@ def coverage(adata: AnnData, *, key: str = records.EMBEDDING) -> Figure:
     >>> figure = cfm.pl.coverage(adata)
     """
     report = _report(adata, key)
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1.2, 1])
     _shares(left, report)
     _lost(right, report)
@@ -67,8 +67,11 @@ def _shares(axes: Axes, report: dict[str, Any]) -> None:
     }
     shares = [100 * share for share in rows.values()]
     axes.barh(list(rows), [100] * len(rows), color="0.92")
-    bars = axes.barh(list(rows), shares, color="tab:blue")
-    axes.bar_label(bars, labels=[f"{share:.1f} %" for share in shares], label_type="center", color="black")
+    axes.barh(list(rows), shares, color="tab:blue")
+    for position, share in enumerate(shares):
+        inside = share > 20
+        axes.text(share + (-2 if inside else 2), position, f"{share:.1f} %", va="center",
+                  ha="right" if inside else "left", color="white" if inside else "black")  # fmt: skip
     axes.invert_yaxis()
     axes.set(xlim=(0, 100), xlabel="read by the model (%)")
     axes.spines[["top", "right"]].set_visible(False)
@@ -76,7 +79,7 @@ def _shares(axes: Axes, report: dict[str, Any]) -> None:
 
 def _lost(axes: Axes, report: dict[str, Any]) -> None:
     names, shares = list(report["lost_genes"]), [100 * float(share) for share in report["lost_shares"]]
-    axes.set_title("most expressed genes that were not read", fontsize="medium")
+    axes.set_title("most expressed genes not read", fontsize="medium")
     axes.spines[["top", "right"]].set_visible(False)
     if not names:
         axes.text(0.5, 0.5, "none", ha="center", va="center", transform=axes.transAxes)

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from numpy.typing import NDArray
 
 from cfm import infer, models
 from cfm._core import records
@@ -98,7 +97,7 @@ def annotate(
 
     embed(adata, model=model, layer=layer, gene_column=gene_column, species=species, gene_table=gene_table,
           device=device)  # fmt: skip
-    transfer = known.transfer(adata.obsm[records.EMBEDDING])
+    transfer = known.transfer(np.asarray(adata.obsm[records.EMBEDDING]))
 
     announce_overwrite(adata, "obs", key)
     adata.obs[key] = pd.Categorical(transfer.labels.astype(str))
@@ -128,9 +127,7 @@ def annotate(
     return adata if copy else None
 
 
-def _reference(
-    reference: AnnData | None, labels_key: str | None, n_neighbors: int, model: CellModel
-) -> Reference:
+def _reference(reference: AnnData | None, labels_key: str | None, n_neighbors: int, model: CellModel) -> Reference:
     if reference is None:
         if labels_key is not None:
             raise OptionError("labels_key= names a column of the reference; pass reference= too, or leave it out.")
@@ -140,19 +137,17 @@ def _reference(
             raise OptionError(msg)
         return packaged
     if labels_key is None:
-        raise OptionError(f"Which column of reference.obs has the labels? Pass labels_key=, one of {_columns(reference)}.")
+        raise OptionError(
+            f"Which column of reference.obs has the labels? Pass labels_key=, one of {_columns(reference)}."
+        )
     if labels_key not in reference.obs:
         raise MissingKeyError(f"reference.obs has no {labels_key!r}. It has {_columns(reference)}.")
     prepared = infer.prepare(reference, model, layer=None, gene_column=None, species=None, gene_table=None)
     result = infer.run(model, prepared.stream, reference.n_obs, settings.pack_tokens)
     logger.info("annotate: reference: %s", prepared)
-    labels = reference.obs[labels_key]
+    labels = pd.Series(reference.obs[labels_key])
     kept = labels.notna().to_numpy() & (result.lengths > 0)
-    return Reference.of(result.vectors[kept], _text(labels[kept]), n_neighbors=n_neighbors)
-
-
-def _text(labels: pd.Series) -> NDArray[np.str_]:
-    return labels.astype(str).to_numpy(dtype=str)
+    return Reference.of(result.vectors[kept], labels[kept].astype(str).to_numpy(dtype=str), n_neighbors=n_neighbors)
 
 
 def _columns(adata: AnnData) -> list[str]:

@@ -16,6 +16,7 @@ from cfm._core.errors import MissingKeyError, OptionError
 from cfm._core.inputs import announce_overwrite, writable
 from cfm._core.logging import logger
 from cfm._core.settings import settings
+from cfm.counts import in_memory
 from cfm.genes import match
 from cfm.models import CellModel
 
@@ -156,7 +157,9 @@ def _gene_vectors(
 ) -> np.ndarray[Any, np.dtype[np.float32]]:
     """A row for each gene of ``var``, which is not the gene list of the counts where these come from ``raw``."""
     table = infer.read_table(gene_table)
-    tokens = match(adata.var, model.vocabulary, gene_column=gene_column, species=species, gene_table=table).tokens
+    tokens = match(
+        in_memory(adata.var), model.vocabulary, gene_column=gene_column, species=species, gene_table=table
+    ).tokens
     known = model.gene_vectors()
     vectors = np.full((adata.n_vars, known.shape[1]), np.nan, np.float32)
     vectors[tokens >= 0] = known[tokens[tokens >= 0]]

@@ -68,8 +68,16 @@ def pretrain(
         plan = plan.model_copy(update={"training": plan.training.model_copy(update={"max_epochs": epochs})})
     if data is not None:
         if plan.data.files and recipe is not None:
-            raise OptionError("The recipe names files and data= was given too. Pass data=None, or a recipe without files.")
-        own = {"label_key": labels_key, "label_table": None, "files": [], "contaminants": [], "root": Path()}
+            raise OptionError(
+                "The recipe names files and data= was given too. Pass data=None, or a recipe without files."
+            )
+        own: dict[str, object] = {
+            "label_key": labels_key,
+            "label_table": None,
+            "files": [],
+            "contaminants": [],
+            "root": Path(),
+        }
         plan = plan.model_copy(update={"data": plan.data.model_copy(update=own)})
     if isinstance(data, AnnData):
         cells = corpus.corpus_of([data], plan.data, plan.vocabulary)

@@ -33,9 +33,15 @@ class TokenBatch:
     cell_scalars: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.offsets[0] != 0 or self.offsets[-1] != len(self.ids) or len(self.offsets) != len(self.rows) + 1:
-            msg = f"offsets do not span {len(self.ids)} tokens of {len(self.rows)} cells"
-            raise ValueError(msg)
+        n_tokens, n_cells = len(self.ids), len(self.rows)
+        spans = len(self.offsets) == n_cells + 1 and self.offsets[0] == 0 and self.offsets[-1] == n_tokens
+        if not spans or (np.diff(self.offsets) < 0).any():
+            raise ValueError(f"offsets do not span {n_tokens} tokens of {n_cells} cells")
+        if self.values is not None and len(self.values) != n_tokens:
+            raise ValueError(f"{len(self.values)} values for {n_tokens} tokens")
+        for name, scalars in self.cell_scalars.items():
+            if len(scalars) != n_cells:
+                raise ValueError(f"{len(scalars)} cell scalars {name!r} for {n_cells} cells")
 
     @property
     def n_cells(self) -> int:

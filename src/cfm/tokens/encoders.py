@@ -47,42 +47,46 @@ def rank_order(values: NDArray[np.floating], offsets: NDArray[np.int64]) -> NDAr
 
 
 @numba.njit(nogil=True, cache=True)
-def _radix_rank(bits, offsets, first, last, order):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _radix_rank(bits, offsets, first, last, order):  # type: ignore[no-untyped-def]
     longest = 0
     for row in range(first, last):
         longest = max(longest, offsets[row + 1] - offsets[row])
     n_digits = bits.itemsize
-    top = bits.dtype.type(1) << bits.dtype.type(8 * n_digits - 1)
+    one, eight = bits.dtype.type(1), bits.dtype.type(8)
+    top, low = one << bits.dtype.type(8 * n_digits - 1), bits.dtype.type(255)
     keys_a, keys_b = np.empty(longest, bits.dtype), np.empty(longest, bits.dtype)
     order_a, order_b = np.empty(longest, np.int32), np.empty(longest, np.int32)
-    histogram = np.empty((n_digits, 256), np.int32)
+    places = np.empty(256, np.int32)
     for row in range(first, last):
         start, n = offsets[row], offsets[row + 1] - offsets[row]
         if n == 0:
             continue
-        histogram[:] = 0
+        any_bit, all_bits = bits.dtype.type(0), ~bits.dtype.type(0)
         for i in range(n):
             # Unsigned integers whose ascending order is the descending order of the floats.
             key = bits[start + i]
             key = key if key & top else ~(key | top)
             keys_a[i] = key
             order_a[i] = i
-            for digit in range(n_digits):
-                histogram[digit, key & 255] += 1
-                key >>= 8
+            any_bit |= key
+            all_bits &= key
+        # Counts leave most digits the same in all keys, and such a digit sorts nothing.
+        varying = any_bit ^ all_bits
         for digit in range(n_digits):
-            shift = bits.dtype.type(8 * digit)
-            counts = histogram[digit]
-            if counts[(keys_a[0] >> shift) & 255] == n:
-                continue  # all keys share this digit
+            shift = eight * bits.dtype.type(digit)
+            if (varying >> shift) & low == 0:
+                continue
+            places[:] = 0
+            for i in range(n):
+                places[(keys_a[i] >> shift) & low] += 1
             total = 0
             for value in range(256):
-                total, counts[value] = total + counts[value], total
+                total, places[value] = total + places[value], total
             for i in range(n):
                 key = keys_a[i]
-                value = (key >> shift) & 255
-                place = counts[value]
-                counts[value] = place + 1
+                value = (key >> shift) & low
+                place = places[value]
+                places[value] = place + 1
                 keys_b[place] = key
                 order_b[place] = order_a[i]
             keys_a, keys_b = keys_b, keys_a
@@ -107,11 +111,18 @@ def bin_values(values: NDArray[np.floating], offsets: NDArray[np.int64], n_bins:
     n_bins
         Number of bins.
 
+    Raises
+    ------
+    ValueError
+        A value is NaN.
+
     Examples
     --------
     >>> bin_values(np.array([1.0, 1.0, 2.0, 9.0]), np.array([0, 4]), 3)
     array([1, 1, 2, 3], dtype=int32)
     """
+    if np.isnan(values).any():
+        raise ValueError("NaN cannot be binned")
     bins = np.empty(len(values), np.int32)
     quantiles = np.linspace(0, 1, n_bins)
     if values.dtype not in (np.float32, np.float64):
@@ -122,7 +133,7 @@ def bin_values(values: NDArray[np.floating], offsets: NDArray[np.int64], n_bins:
 
 
 @numba.njit(nogil=True, cache=True)
-def _bin_rows(values, offsets, quantiles, first, last, bins):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _bin_rows(values, offsets, quantiles, first, last, bins):  # type: ignore[no-untyped-def]
     edges = np.empty(len(quantiles), np.float64)
     for row in range(first, last):
         start, stop = offsets[row], offsets[row + 1]

@@ -48,7 +48,15 @@ def gene_rows(counts: sp.csr_matrix | sp.csr_array, tokens: NDArray[np.int32], n
         int32[genes of the file]: token of each column, -1 for none.
     n_tokens
         Size of the vocabulary.
+
+    Raises
+    ------
+    ValueError
+        Not one token for each column, or a token that the vocabulary does not have.
     """
+    # The kernels check no bounds: a wrong token would be written outside their arrays.
+    if len(tokens) != counts.shape[1] or (len(tokens) and tokens.max() >= n_tokens):
+        raise ValueError(f"{len(tokens)} tokens below {n_tokens} do not fit {counts.shape[1]} columns")
     indptr = np.ascontiguousarray(counts.indptr, dtype=np.int64)
     indices = np.ascontiguousarray(counts.indices, dtype=np.int32)
     data = np.ascontiguousarray(counts.data, dtype=np.float64)
@@ -69,7 +77,7 @@ def gene_rows(counts: sp.csr_matrix | sp.csr_array, tokens: NDArray[np.int32], n
 
 
 @numba.njit(nogil=True, cache=True)
-def _map_rows(indptr, indices, data, tokens, n_tokens, first, last, ids, values, lengths, totals):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _map_rows(indptr, indices, data, tokens, n_tokens, first, last, ids, values, lengths, totals):  # type: ignore[no-untyped-def]
     # A dense accumulator with one flag a token replaces a sort: scanning eight flags at a time is cheaper
     # than sorting a few thousand ids, and duplicates add up on the way.
     sums = np.zeros(n_tokens, np.float64)
@@ -99,7 +107,7 @@ def _map_rows(indptr, indices, data, tokens, n_tokens, first, last, ids, values,
 
 
 @numba.njit(nogil=True, cache=True)
-def _compact(indptr, offsets, ids, values, first, last, kept_ids, kept_values):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _compact(indptr, offsets, ids, values, first, last, kept_ids, kept_values):  # type: ignore[no-untyped-def]
     for row in range(first, last):
         source = indptr[row]
         for j in range(offsets[row], offsets[row + 1]):

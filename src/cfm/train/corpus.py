@@ -65,7 +65,8 @@ class Corpus:
 
     def split(self, share: float, seed: int) -> tuple[Corpus, Corpus]:
         """Training and validation cells, drawn from every file by `seed`."""
-        train, held_out = [], []
+        train: list[LabelledFile] = []
+        held_out: list[LabelledFile] = []
         for number, file in enumerate(self.files):
             order = np.random.default_rng([seed, number]).permutation(file.counts.shape[0])
             cut = max(1, round(share * len(order))) if len(order) > 1 else 0
@@ -118,8 +119,9 @@ def _read(
     counts = _over_vocabulary(source, found, len(every_gene))
     labels = np.full(adata.n_obs, "", dtype=object)
     if data.label_key is not None and data.label_key in adata.obs:
-        given = adata.obs[data.label_key].astype(str)
-        labels[:] = [table.get((name, label), "" if table else label) for label in given]
+        given = adata.obs[data.label_key]
+        labels[:] = [table.get((name, label), "" if table else label) for label in given.astype(str)]
+        labels[given.isna().to_numpy()] = ""
         labels[np.isin(labels, data.ignore_labels)] = ""
     for rule in data.contaminants:
         dropped = _contaminants(counts, every_gene, labels, rule, found)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cfm._core.errors import OptionError
-
 
 PACKAGED = Path(__file__).parent / "recipes" / "cfm-mini.toml"
 """The recipe that cfm-mini was trained with."""
@@ -82,7 +82,7 @@ class ModelRecipe(_Table):
 class Views(_Table):
     """How a cell is seen in training."""
 
-    min_depth: float = Field(0.15, gt=0, le=1)
+    min_depth: Annotated[float, Field(gt=0, le=1)] = 0.15
     """Counts are thinned to a share drawn from this to 1."""
     max_counts: int = 6_000
     """Cells above are thinned to less, so that deep cells and read counts do not rule the loss."""

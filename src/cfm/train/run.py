@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,11 +15,13 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
+from cfm._core.errors import OptionError
 from cfm._core.logging import logger
 from cfm._core.resources import atomic_path
 from cfm._core.settings import settings
 from cfm.models.mini import checkpoint
 from cfm.models.mini.module import GeneBag
+from cfm.models.registry import pick_device
 
 from .card import model_card
 from .corpus import Corpus
@@ -26,6 +30,7 @@ from .recipe import Recipe, Training, Views
 from .task import MaskedGenes
 from .views import TrainingViews, View, as_is
 
+RUN = "run"
 _VALIDATION_EPOCH = -1
 
 
@@ -65,47 +70,76 @@ def run(corpus: Corpus, recipe: Recipe, folder: Path) -> dict[str, float]:
 
     Returns
     -------
-    The last validation losses of the weights that were kept.
+    The validation losses of the weights that were kept.
+
+    Raises
+    ------
+    OptionError
+        The folder holds a run of another recipe or other cells.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    _claim(folder / RUN, corpus, recipe)
     pl.seed_everything(recipe.training.seed, verbose=False)
     train, validation = corpus.split(recipe.training.validation_share, recipe.training.seed)
-    module = GeneBag(len(corpus.vocabulary), recipe.model.width, recipe.model.dim)
     task = MaskedGenes(
-        module, len(corpus.files), compatible_labels(corpus.labels, recipe.data.wide_labels), recipe.objective,
+        GeneBag(len(corpus.vocabulary), recipe.model.width, recipe.model.dim),
+        len(corpus.files),
+        compatible_labels(corpus.labels, recipe.data.wide_labels),
+        recipe.objective,
         recipe.training,
     )
-    best = ModelCheckpoint(folder / "run", filename="best", monitor="val_loss", save_last=True, enable_version_counter=False)
-    trainer = pl.Trainer(
-        max_epochs=recipe.training.max_epochs,
-        accelerator="cpu" if settings.device == "cpu" else "auto",
+    trainer = _trainer(folder / RUN, recipe.training)
+    steps = Steps(train, validation, recipe.views, recipe.training)
+    last = folder / RUN / "last.ckpt"
+    if last.is_file():
+        logger.info("going on with the run in %s", folder / RUN)
+    with warnings.catch_warnings():
+        # The steps are made in this process on purpose: their order is the seed's, and their cost is small.
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*treespec.*", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=".*treespec.*", category=DeprecationWarning)
+        trainer.fit(task, datamodule=steps, ckpt_path=last if last.is_file() else None, weights_only=True)
+        kept = torch.load(folder / RUN / "best.ckpt", weights_only=True, map_location="cpu")
+        task.load_state_dict(kept["state_dict"], strict=True)
+        measured = trainer.validate(task, datamodule=steps, verbose=False)[0]
+    losses = {name: float(value) for name, value in measured.items()}
+    epochs = {"epochs": trainer.current_epoch, "best_epoch": int(kept["epoch"]) + 1}
+    _write(folder, task.module.cpu().eval(), corpus, recipe, losses, epochs)
+    return losses
+
+
+def _claim(run_folder: Path, corpus: Corpus, recipe: Recipe) -> None:
+    """Note in the run's folder what it trains; a run of something else there is an error, not a start."""
+    run_folder.mkdir(parents=True, exist_ok=True)
+    cells = [(file.name, *file.counts.shape, float(file.counts.sum())) for file in corpus.files]
+    plan = recipe.model_dump(mode="json", exclude={"data": {"root"}, "training": {"max_epochs", "patience"}})
+    note = json.dumps({"recipe": plan, "cells": cells, "genes": corpus.vocabulary.ensembl_ids}, indent=1)
+    path = run_folder / "run.json"
+    if path.is_file() and path.read_text(encoding="utf-8") != note:
+        msg = (
+            f"{run_folder} holds a run of another recipe or other cells, which this one cannot go on with. "
+            "Choose another folder, or delete that one."
+        )
+        raise OptionError(msg)
+    path.write_text(note, encoding="utf-8")
+
+
+def _trainer(run_folder: Path, training: Training) -> pl.Trainer:
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it advertises at every start
+    best = ModelCheckpoint(run_folder, "best", monitor="val_loss", save_last=True, enable_version_counter=False)
+    device = pick_device()
+    return pl.Trainer(
+        max_epochs=training.max_epochs,
+        accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=1,
-        callbacks=[best, EarlyStopping("val_loss", patience=recipe.training.patience)],
-        logger=CSVLogger(folder / "run", name="", version=""),
+        callbacks=[best, EarlyStopping("val_loss", patience=training.patience)],
+        logger=CSVLogger(run_folder, name="losses"),
         gradient_clip_val=1.0,
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
         enable_progress_bar=settings.progress,
         enable_model_summary=False,
-        log_every_n_steps=recipe.training.steps_per_epoch,
+        log_every_n_steps=training.steps_per_epoch,
     )
-    last = folder / "run" / "last.ckpt"
-    if last.is_file():
-        logger.info("going on with the run in %s", folder / "run")
-    with warnings.catch_warnings():
-        # The steps are made in this process on purpose: their order is the seed's, and their cost is small.
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        trainer.fit(
-            task,
-            datamodule=Steps(train, validation, recipe.views, recipe.training),
-            ckpt_path=last if last.is_file() else None,
-            weights_only=True,
-        )
-    kept = torch.load(best.best_model_path, weights_only=True, map_location="cpu")
-    task.load_state_dict(kept["state_dict"], strict=False)  # `compatible` is made anew, not stored
-    losses = {name: float(value) for name, value in trainer.validate(task, datamodule=trainer.datamodule, verbose=False)[0].items()}
-    _write(folder, task.module.cpu().eval(), corpus, recipe, losses, {"epochs": trainer.current_epoch, "best_epoch": int(kept["epoch"]) + 1})
-    return losses
 
 
 def compatible_labels(labels: tuple[str, ...], wide: Mapping[str, list[str]]) -> torch.Tensor:

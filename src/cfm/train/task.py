@@ -38,6 +38,8 @@ class MaskedGenes(pl.LightningModule):
         From the recipe.
     """
 
+    compatible: Tensor
+
     def __init__(
         self, module: GeneBag, n_files: int, compatible: Tensor, objective: Objective, training: Training
     ) -> None:
@@ -70,7 +72,9 @@ class MaskedGenes(pl.LightningModule):
     def training_step(self, views: list[View], _batch: int) -> Tensor:
         """One step of Lightning's loop."""
         parts = self.losses(views)
-        self.log_dict({f"train_{name}": value for name, value in parts.items()}, batch_size=1, on_epoch=True, on_step=False)
+        self.log_dict(
+            {f"train_{name}": value for name, value in parts.items()}, batch_size=1, on_epoch=True, on_step=False
+        )
         return parts["loss"]
 
     def validation_step(self, views: list[View], _batch: int) -> None:

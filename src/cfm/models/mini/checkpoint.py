@@ -59,7 +59,9 @@ def read_module(folder: Path, config: dict[str, Any], n_genes: int) -> GeneBag:
     shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
     if shapes != expected:
         missing, left_over = sorted(expected.keys() - shapes.keys()), sorted(shapes.keys() - expected.keys())
-        misshapen = [f"{k}: {shapes[k]}, not {expected[k]}" for k in expected.keys() & shapes if shapes[k] != expected[k]]
+        misshapen = [
+            f"{k}: {shapes[k]}, not {expected[k]}" for k in expected.keys() & shapes if shapes[k] != expected[k]
+        ]
         msg = (
             f"{path} does not fit its {CONFIG} and {VOCABULARY} ({n_genes:,} genes). Missing: {missing or 'none'}; "
             f"left over: {left_over or 'none'}; other shape: {sorted(misshapen) or 'none'}. The files of one folder "

@@ -1,0 +1,162 @@
+"""``cfm embed``, ``cfm annotate`` and ``cfm tokenize``: a file in, the same file with results out."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .options import add_command, add_device, add_key, add_model, add_output, add_reading, finish
+from .tables import columns, labels_found, pairs
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from .options import Commands
+
+_READING = ("model", "layer", "gene_column", "species", "gene_table", "key_added")
+
+
+def add_commands(commands: Commands) -> None:
+    """Add the three commands."""
+    _add_embed(commands)
+    _add_annotate(commands)
+    _add_tokenize(commands)
+
+
+def _add_embed(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "embed",
+        _embed,
+        summary="give each cell a vector",
+        description="""\
+Give each cell a vector from a model: obsm["X_cfm"], and the number of genes that the model read in
+obs["cfm_n_genes"]. The counts are read in pieces, so files larger than memory work. Go on with
+sc.pp.neighbors(adata, use_rep="X_cfm").""",
+        examples="""\
+  cfm embed cells.h5ad -o embedded.h5ad
+  cfm embed cells.zarr --inplace
+  cfm embed mouse.h5ad -o embedded.h5ad --species mouse --layer counts
+  cfm embed cells.h5ad -o embedded.h5ad --model my_model/ --key-added X_mine""",
+    )
+    _add_cells(parser)
+    parser.add_argument("--genes", action="store_true", help='also a vector for each gene: varm["cfm_genes"]')
+    parser.add_argument("--tokens", metavar="KEY", help="key in obsm where `cfm tokenize` left tokens to start from")
+    add_model(parser)
+    add_device(parser)
+    add_key(parser, "X_cfm")
+    add_output(parser)
+    add_reading(parser)
+    finish(parser)
+
+
+def _add_annotate(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "annotate",
+        _annotate,
+        summary="give each cell a label",
+        description="""\
+Label each cell by its nearest labelled cells in the space of a model: obs["cfm_label"], with the share of the
+neighbours that agree in obs["cfm_label_confidence"] and the vectors in obsm["X_cfm"]. A cell that is too far from
+all of them is "unknown". Without --reference the labelled cells that come with the model are used; `cfm info MODEL`
+lists their labels.""",
+        examples="""\
+  cfm annotate cells.h5ad -o labelled.h5ad
+  cfm annotate cells.h5ad -o labelled.h5ad --reference atlas.h5ad --labels-key cell_type""",
+    )
+    _add_cells(parser)
+    parser.add_argument("--reference", type=Path, metavar="FILE", help="your own labelled cells, h5ad or zarr")
+    parser.add_argument("--labels-key", metavar="COLUMN", help="column of obs with the labels, in the reference")
+    parser.add_argument("--n-neighbors", type=int, default=15, metavar="N",
+                        help="labelled cells that vote, with --reference (default: %(default)s)")  # fmt: skip
+    add_model(parser)
+    add_device(parser)
+    add_key(parser, "cfm_label")
+    add_output(parser)
+    add_reading(parser)
+    finish(parser)
+
+
+def _add_tokenize(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "tokenize",
+        _tokenize,
+        summary="turn each cell into the tokens that a model reads",
+        description="""\
+Turn each cell into the tokens that a model reads: obsm["cfm_tokens"] (column = position, value = token), the value
+beside each token in obsm["cfm_values"] for models that have values, and their number in obs["cfm_n_tokens"]. For
+looking at what a model sees, and for embedding the same cells several times. `cfm embed` needs no such step.""",
+        examples="""\
+  cfm tokenize cells.h5ad -o tokens.h5ad
+  cfm embed tokens.h5ad --inplace --tokens cfm_tokens""",
+    )
+    _add_cells(parser)
+    add_model(parser)
+    add_key(parser, "cfm_tokens")
+    add_output(parser)
+    add_reading(parser)
+    finish(parser)
+
+
+def _add_cells(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("cells", type=Path, metavar="CELLS", help="h5ad file or zarr folder with raw counts")
+
+
+def _embed(args: argparse.Namespace) -> None:
+    from cfm.tl import embed
+
+    options = _given(args, *_READING, "tokens", "genes", "device")
+    _process(args, lambda adata: embed(adata, **options), obsm=args.tokens is not None)
+
+
+def _annotate(args: argparse.Namespace) -> None:
+    import pandas as pd
+
+    from cfm.tl import annotate
+
+    from .reading import open_cells
+
+    options = _given(args, *_READING, "labels_key", "n_neighbors", "device")
+    with contextlib.ExitStack() as stack:
+        if args.reference is not None:
+            options["reference"] = stack.enter_context(open_cells(args.reference, obs=True))
+        results = _process(args, lambda adata: annotate(adata, **options))
+    key = args.key_added or "cfm_label"
+    print()
+    print(columns(labels_found(*(pd.Series(results.obs[name]) for name in (key, f"{key}_confidence")))))
+
+
+def _tokenize(args: argparse.Namespace) -> None:
+    from cfm.pp import tokenize
+
+    options = _given(args, *_READING)
+    _process(args, lambda adata: tokenize(adata, **options))
+
+
+def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in names}
+
+
+def _process(args: argparse.Namespace, work: Callable[[AnnData], object], *, obsm: bool = False) -> AnnData:
+    """Open, work, write, and say what was written."""
+    from .reading import open_cells
+    from .writing import choose_target, write_results
+
+    target = choose_target(args.cells, None if args.inplace else args.output, overwrite=args.overwrite)
+    with open_cells(args.cells, obsm=obsm) as adata:
+        given = dict(adata.obsm)
+        work(adata)
+        for key in given:
+            if adata.obsm[key] is given[key]:  # read for the work, not made by it
+                del adata.obsm[key]
+        write_results(args.cells, target, adata)
+    written = [("obs", str(key)) for key in adata.obs.columns]
+    written += [(slot, f"{key}, {' x '.join(f'{n:,}' for n in value.shape)}")
+                for slot in ("obsm", "varm") for key, value in getattr(adata, slot).items()]  # fmt: skip
+    print(pairs(str(args.output or args.cells), written))
+    return adata

@@ -1,0 +1,23 @@
+"""The errors that `cfm` raises on purpose, all under `CfmError`."""
+
+from ._core.errors import (
+    CfmError,
+    CheckpointError,
+    CountsError,
+    GeneMatchError,
+    MissingKeyError,
+    OptionError,
+    UnknownModelError,
+    UnsupportedOutput,
+)
+
+__all__ = [
+    "CfmError",
+    "CheckpointError",
+    "CountsError",
+    "GeneMatchError",
+    "MissingKeyError",
+    "OptionError",
+    "UnknownModelError",
+    "UnsupportedOutput",
+]
