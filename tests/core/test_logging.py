@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import pytest
 
 import cfm
-from cfm._core.logging import _TqdmHandler, logger, progress
+from cfm._core.logging import _set_up, _TqdmHandler, logger, progress
 
 
 @pytest.mark.parametrize(
@@ -36,3 +37,13 @@ def test_progress_bars(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().err
     assert "reading: 100%" in shown
     assert "cells/s" in shown
+
+
+def test_a_handler_of_the_user_does_not_replace_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As in a program that sets up its logging before it calls us.
+    monkeypatch.setattr(logger, "handlers", [logging.NullHandler()])
+    monkeypatch.setattr(logger, "level", logging.NOTSET)
+    _set_up()
+    _set_up()
+    assert [type(handler) for handler in logger.handlers] == [logging.NullHandler, _TqdmHandler]
+    assert logger.level == logging.DEBUG

@@ -36,8 +36,10 @@ def test_unknown_names_are_refused() -> None:
 
 def test_override_is_undone_also_after_an_error() -> None:
     before = cfm.settings.chunk_cells
-    with pytest.raises(ZeroDivisionError), cfm.settings.override(chunk_cells=7, threads=2):
+    with cfm.settings.override(chunk_cells=7, threads=2):
         assert (cfm.settings.chunk_cells, cfm.settings.threads) == (7, 2)
+    assert cfm.settings.chunk_cells == before
+    with pytest.raises(ZeroDivisionError), cfm.settings.override(chunk_cells=7):
         raise ZeroDivisionError
     assert cfm.settings.chunk_cells == before
     with pytest.raises(ValidationError), cfm.settings.override(chunk_cells=9, threads=-5):

@@ -147,7 +147,7 @@ def test_log_normalised_cells_name_evidence_and_fix(logged: AnnData) -> None:
     for place in ("X", "raw.X", "layers['counts']"):
         line = next(line for line in message.splitlines() if line.startswith(f"  {place}: "))
         assert "% of " in line
-        assert "stored values are not whole numbers, minimum 0.7" in line
+        assert "stored values are not whole numbers, minimum 2.001" in line
         assert ", maximum " in line
         assert line.endswith("(log-normalised)")
     assert "holds counts (layers present: ['counts', 'scaled'])" in message

@@ -129,7 +129,9 @@ def test_missing_left_over_and_misshapen_tensors_are_named(folder: Path) -> None
 def test_weights_of_another_vocabulary(folder: Path) -> None:
     path = folder / "vocabulary.tsv"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-5]))
-    with pytest.raises(CheckpointError, match=r"does not fit its config.json and vocabulary.tsv \(395 genes\)") as raised:
+    with pytest.raises(
+        CheckpointError, match=r"does not fit its config.json and vocabulary.tsv \(395 genes\)"
+    ) as raised:
         models.load(folder)
     assert "embedding.weight: (400, 16), not (395, 16)" in str(raised.value)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +82,18 @@ def test_reach_is_learnt_from_the_distances_between_the_labelled() -> None:
     distances = np.linalg.norm(vectors[:, None].astype(float) - vectors, axis=2)
     mean = np.sort(distances, axis=1)[:, 1:6].mean(axis=1)
     assert reference.names == ("right", "up")
-    np.testing.assert_allclose(reference.reach[0], 1.25 * np.quantile(mean[40:], 0.995), rtol=1e-5)
-    np.testing.assert_allclose(reference.reach[1], 1.25 * np.quantile(mean[:40], 0.995), rtol=1e-5)
+    np.testing.assert_allclose(reference.reach[0], 1.25 * np.quantile(mean[40:], 0.99), rtol=1e-5)
+    np.testing.assert_allclose(reference.reach[1], 1.25 * np.quantile(mean[:40], 0.99), rtol=1e-5)
+
+
+def test_reach_may_be_learnt_from_other_cells_than_the_reference() -> None:
+    vectors, labels = blobs()
+    probes, probe_labels = blobs(n=200, seed=1)
+    reference = Reference.of(vectors, labels, n_neighbors=5, probes=(3 * probes, np.array(probe_labels)))
+    distances = np.sort(np.linalg.norm(3 * probes[:, None].astype(float) - vectors, axis=2), axis=1)
+    mean = distances[:, :5].mean(axis=1)
+    np.testing.assert_allclose(reference.reach[1], 1.25 * np.quantile(mean[:200], 0.99), rtol=1e-5)
+    np.testing.assert_allclose(reference.reach[0], 1.25 * np.quantile(mean[200:], 0.99), rtol=1e-5)
 
 
 def test_a_zero_vector_is_unknown_however_near() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from cfm.genes import human_genes, match, mouse_orthologs
 
 Digests = Callable[[AnnData], dict[str, str]]
 Emptied = Callable[[AnnData, list[int]], AnnData]
+LogNormalise = Callable[[AnnData], None]
 
 
 def vectors(adata: AnnData, **arguments: Any) -> NDArray[np.float32]:
@@ -50,7 +50,9 @@ def test_storage_changes_nothing(
 ) -> None:
     adata = stored_as(few, form)
     np.testing.assert_array_equal(vectors(adata), expected)
-    np.testing.assert_array_equal(np.asarray(adata.obs["cfm_n_genes"]), (few.X[:, known_tokens(few) >= 0] > 0).sum(1).A1)
+    np.testing.assert_array_equal(
+        np.asarray(adata.obs["cfm_n_genes"]), (few.X[:, known_tokens(few) >= 0] > 0).sum(1).A1
+    )
 
 
 def test_other_cells_and_their_order_change_nothing(pbmc: AnnData) -> None:
@@ -108,10 +110,11 @@ def test_different_cells_get_different_vectors(few: AnnData, expected: NDArray[n
 # Where the counts and genes are
 
 
-def test_counts_in_a_layer_and_in_raw(few: AnnData, expected: NDArray[np.float32], said: list[str]) -> None:
+def test_counts_in_a_layer_and_in_raw(
+    few: AnnData, expected: NDArray[np.float32], said: list[str], log_normalise: LogNormalise
+) -> None:
     counts = few.X.copy()
-    sc.pp.normalize_total(few)
-    sc.pp.log1p(few)
+    log_normalise(few)
     in_layer = few.copy()
     in_layer.layers["counts"] = counts
     np.testing.assert_array_equal(vectors(in_layer), expected)
@@ -204,7 +207,9 @@ def test_sixty_thousand_genes(few: AnnData, expected: NDArray[np.float32]) -> No
     # Symbols of all other human genes, without counts, and as many strangers as are missing, with counts.
     genes = models.load("cfm-mini", device="cpu").vocabulary
     there = {genes.ensembl_ids[token] for token in known_tokens(few) if token >= 0}
-    others = [symbol for symbol, ensembl in human_genes().items() if ensembl not in there and symbol not in few.var_names]
+    # TMBIM4-1 stands in the cells without its TMBIM4, whose presence would make it known.
+    taken = {*few.var_names, *few.var_names.str.removesuffix("-1")}
+    others = [symbol for symbol, ensembl in human_genes().items() if ensembl not in there and symbol not in taken]
     strangers = [f"stranger{i}" for i in range(60_000 - few.n_vars - len(others))]
     counts = sp.hstack(
         [
@@ -218,19 +223,19 @@ def test_sixty_thousand_genes(few: AnnData, expected: NDArray[np.float32]) -> No
     coverage = big.uns["cfm"]["X_cfm"]["coverage"]
     assert coverage["n_genes"] == 60_000
     assert coverage["n_vocabulary_matched"] > 0.9 * coverage["n_vocabulary"]
-    assert coverage["lost_genes"][0].startswith("stranger")
+    assert any(gene.startswith("stranger") for gene in coverage["lost_genes"])
 
 
 # What is written
 
 
-def rich(few: AnnData) -> AnnData:
+@pytest.fixture
+def rich(few: AnnData, log_normalise: LogNormalise) -> AnnData:
     """An object with something in every slot."""
     adata = few.copy()
     adata.layers["counts"] = adata.X.copy()
     adata.raw = adata.copy()
-    sc.pp.normalize_total(adata)
-    sc.pp.log1p(adata)
+    log_normalise(adata)
     adata.obsm["X_other"] = np.random.default_rng(0).normal(size=(adata.n_obs, 2))
     adata.varm["loadings"] = np.ones((adata.n_vars, 2))
     adata.obsp["graph"] = sp.eye(adata.n_obs, format="csr")
@@ -239,26 +244,24 @@ def rich(few: AnnData) -> AnnData:
     return adata
 
 
-def test_nothing_but_our_own_keys_is_written(few: AnnData, digests: Digests) -> None:
-    adata = rich(few)
-    before = digests(adata)
-    cfm.tl.embed(adata, genes=True)
-    after = digests(adata)
+def test_nothing_but_our_own_keys_is_written(rich: AnnData, digests: Digests) -> None:
+    before = digests(rich)
+    cfm.tl.embed(rich, genes=True)
+    after = digests(rich)
     own = {"obsm[X_cfm]", "obs[cfm_n_genes]", "varm[cfm_genes]"}
     assert after.keys() - before.keys() == own
     assert {key for key in before if after[key] != before[key]} == {"uns[cfm]"}
-    assert adata.uns["cfm"]["cfm_label"] == {"function": "cfm.tl.annotate"}
+    assert rich.uns["cfm"]["cfm_label"] == {"function": "cfm.tl.annotate"}
 
 
-def test_copy_leaves_the_input_as_it_was(few: AnnData, digests: Digests) -> None:
-    adata = rich(few)
-    before = digests(adata)
-    other = cfm.tl.embed(adata, genes=True, copy=True)
-    assert digests(adata) == before
+def test_copy_leaves_the_input_as_it_was(rich: AnnData, digests: Digests) -> None:
+    before = digests(rich)
+    other = cfm.tl.embed(rich, genes=True, copy=True)
+    assert digests(rich) == before
     assert other is not None
     assert "X_cfm" in other.obsm
-    assert cfm.tl.embed(adata) is None
-    np.testing.assert_array_equal(other.obsm["X_cfm"], adata.obsm["X_cfm"])
+    assert cfm.tl.embed(rich) is None
+    np.testing.assert_array_equal(other.obsm["X_cfm"], rich.obsm["X_cfm"])
 
 
 def test_dtypes_shapes_and_record(few: AnnData, said: list[str]) -> None:
@@ -434,9 +437,9 @@ def test_gene_vectors_are_in_the_order_of_var(few: AnnData) -> None:
     np.testing.assert_array_equal(got[tokens >= 0], model.gene_vectors()[tokens[tokens >= 0]])
 
 
-def test_gene_vectors_where_the_counts_come_from_raw(few: AnnData) -> None:
+def test_gene_vectors_where_the_counts_come_from_raw(few: AnnData, log_normalise: LogNormalise) -> None:
     few.raw = few.copy()
-    sc.pp.log1p(few)
+    log_normalise(few)
     small = few[:, ::3].copy()
     cfm.tl.embed(small, genes=True)
     tokens = known_tokens(small)
@@ -444,10 +447,12 @@ def test_gene_vectors_where_the_counts_come_from_raw(few: AnnData) -> None:
     np.testing.assert_array_equal(np.isnan(small.varm["cfm_genes"]).all(axis=1), tokens < 0)
 
 
-def test_gene_vectors_of_few_genes_beside_a_raw_of_many(few: AnnData, expected: NDArray[np.float32]) -> None:
+def test_gene_vectors_of_few_genes_beside_a_raw_of_many(
+    few: AnnData, expected: NDArray[np.float32], log_normalise: LogNormalise
+) -> None:
     # 30 genes would be too few to read a cell from; here they are only asked for their own vectors.
     few.raw = few.copy()
-    sc.pp.log1p(few)
+    log_normalise(few)
     small = few[:, :30].copy()
     np.testing.assert_array_equal(vectors(small, genes=True), expected)
     assert small.varm["cfm_genes"].shape[0] == 30
@@ -503,11 +508,6 @@ def test_unknown_model_changes_nothing(few: AnnData, digests: Digests) -> None:
 # Values that are no counts: the whole message is a matter of the room `counts`, that it arrives is one of this room
 
 
-def _log_normalised(adata: AnnData) -> None:
-    sc.pp.normalize_total(adata)
-    sc.pp.log1p(adata)
-
-
 def _negative(adata: AnnData) -> None:
     adata.X.data[5] = -3
 
@@ -521,15 +521,14 @@ def _infinite(adata: AnnData) -> None:
 
 
 def _scaled(adata: AnnData) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        sc.pp.scale(adata)
+    dense = adata.X.toarray()
+    adata.X = (dense - dense.mean(axis=0)) / (dense.std(axis=0) + 1)
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (_log_normalised, r"X: .*not whole numbers.*\(log-normalised\)"),
+        (None, r"X: .*not whole numbers.*\(log-normalised\)"),
         (_negative, r"X: .*minimum -3"),
         (_nan, r"X: .*1 NaN or infinite"),
         (_infinite, r"X: .*1 NaN or infinite"),
@@ -538,9 +537,9 @@ def _scaled(adata: AnnData) -> None:
     ids=["log-normalised", "negative", "NaN", "infinite", "scaled"],
 )
 def test_what_is_no_count_is_an_error(
-    few: AnnData, spoil: Callable[[AnnData], None], message: str, digests: Digests
+    few: AnnData, spoil: LogNormalise | None, message: str, digests: Digests, log_normalise: LogNormalise
 ) -> None:
-    spoil(few)
+    (spoil or log_normalise)(few)
     before = digests(few)
     with pytest.raises(CountsError, match=message) as raised:
         cfm.tl.embed(few)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -9,7 +9,7 @@ from cfm.tokens import pool
 
 
 @pytest.fixture
-def threaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
+def threaded(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """How many threads the last call of a kernel was given, so that a test of threads cannot pass on one."""
     last = [1]
 
@@ -24,4 +24,4 @@ def threaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
         found, last[0] = last[0], 1
         return found
 
-    yield count
+    return count

@@ -119,7 +119,9 @@ def test_input_is_left_alone(few: AnnData, digests: Callable[[AnnData], dict[str
 
 def test_threads_change_nothing(pbmc: AnnData, threaded: Callable[[], int]) -> None:
     # Empty rows first, last and between; enough values for five threads.
-    counts = sp.csr_matrix(sp.vstack([sp.csr_matrix((3, pbmc.n_vars)), pbmc.X, sp.csr_matrix((2, pbmc.n_vars)), pbmc.X]))
+    counts = sp.csr_matrix(
+        sp.vstack([sp.csr_matrix((3, pbmc.n_vars)), pbmc.X, sp.csr_matrix((2, pbmc.n_vars)), pbmc.X])
+    )
     tokens = some_tokens(pbmc.n_vars, 600)
     results = []
     for threads in (1, 2, 5):

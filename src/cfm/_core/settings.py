@@ -28,7 +28,7 @@ class Settings(_ScverseSettings):
     """Whether long calls show a progress bar."""
 
     device: str = "auto"
-    """Where models run: ``"auto"`` (CUDA when there is one, else CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``..."""
+    """Where models run. ``"auto"`` is CUDA when there is one, else CPU; or ``"cpu"``, ``"cuda"``, ``"cuda:1"``..."""
 
     chunk_cells: Annotated[int, Field(gt=0)] = 2048
     """Cells read from storage at a time. It bounds memory and never changes a result."""

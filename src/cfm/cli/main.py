@@ -64,8 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     --------
     >>> from cfm.cli import main
     >>> main(["models"])
-    name      family  species  licence       description
-    cfm-mini  mini    human    BSD-3-Clause  ...
+    name      family  species ...
+    cfm-mini  mini    human ...
     0
     """
     parser = build_parser()

@@ -36,7 +36,7 @@ def add_common(parser: argparse.ArgumentParser, *, top: bool = False) -> None:
                           help="everything, and where in the code an error came from")  # fmt: skip
     group.add_argument("--no-progress", action="store_true", default=default(False),
                        help="no progress bar (there is none either where standard error is no terminal)")  # fmt: skip
-    group.add_argument("--threads", type=_positive, metavar="N", default=default(None),
+    group.add_argument("--threads", type=positive, metavar="N", default=default(None),
                        help="cores to use (default: all that this process may use)")  # fmt: skip
 
 
@@ -65,7 +65,7 @@ def finish(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model(group: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """``--model`` and ``--device``."""
+    """``--model``."""
     group.add_argument("--model", default="cfm-mini", metavar="MODEL",
                        help="a name that `cfm models` lists, or a folder with a checkpoint (default: %(default)s)")  # fmt: skip
 
@@ -102,7 +102,8 @@ def add_key(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument("--key-added", type=_key, metavar="KEY", help=f"key of the results (default: {default})")
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A whole number above 0."""
     number = int(text) if text.isdecimal() else 0
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .options import add_command as command
-from .options import add_device, finish
+from .options import add_device, finish, positive
 from .tables import pairs
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ cfm-mini is used. A run that was stopped goes on from its last epoch when the sa
                         help="folder for the model (default: the name of the recipe without .toml)")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that holds something else")
     parser.add_argument("--labels-key", metavar="COLUMN", help="column of obs with labels, in your own files")
-    parser.add_argument("--epochs", type=int, metavar="N", help="most epochs, instead of the recipe's")
+    parser.add_argument("--epochs", type=positive, metavar="N", help="most epochs, instead of the recipe's")
     add_device(parser)
     finish(parser)
 
@@ -54,14 +55,18 @@ def _pretrain(args: argparse.Namespace) -> None:
     _require_free(output, args.overwrite)
     is_root = args.data is not None and len(args.data) == 1 and args.data[0].is_dir()
     with settings.override(device=args.device or settings.device):
-        folder = pretrain(
-            None if is_root else args.data,
-            output,
-            recipe=args.recipe,
-            data_root=args.data[0] if is_root else None,
-            labels_key=args.labels_key,
-            epochs=args.epochs,
-        )
+        try:
+            folder = pretrain(
+                None if is_root else args.data,
+                output,
+                recipe=args.recipe,
+                data_root=args.data[0] if is_root else None,
+                labels_key=args.labels_key,
+                epochs=args.epochs,
+            )
+        except (KeyboardInterrupt, SystemExit):  # Lightning makes an exit of Ctrl-C
+            print("cfm: type the same command again to go on from the last epoch", file=sys.stderr)
+            raise
     print(pairs(str(folder), [("next", f"cfm info {folder}"), ("", f"cfm embed CELLS -o OUTPUT --model {folder}")]))
 
 

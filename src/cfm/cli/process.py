@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import add_command, add_device, add_key, add_model, add_output, add_reading, finish
+from .options import add_command, add_device, add_key, add_model, add_output, add_reading, finish, positive
 from .tables import columns, labels_found, pairs
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ lists their labels.""",
     _add_cells(parser)
     parser.add_argument("--reference", type=Path, metavar="FILE", help="your own labelled cells, h5ad or zarr")
     parser.add_argument("--labels-key", metavar="COLUMN", help="column of obs with the labels, in the reference")
-    parser.add_argument("--n-neighbors", type=int, default=15, metavar="N",
+    parser.add_argument("--n-neighbors", type=positive, default=15, metavar="N",
                         help="labelled cells that vote, with --reference (default: %(default)s)")  # fmt: skip
     add_model(parser)
     add_device(parser)

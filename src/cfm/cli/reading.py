@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import h5py
+import numpy as np
 import pandas as pd
 import zarr
 from anndata import AnnData
@@ -83,9 +84,9 @@ def open_cells(path: Path, *, obs: bool = False, obsm: bool = False) -> Iterator
         Read these too, whole.
     """
     with group_of(path, kind_of(path)) as group:
-        raw = group.get("raw")
+        x, raw = _part(group, "X"), _part(group, "raw")
         yield AnnData(
-            X=_left_on_disk(group["X"]) if "X" in group else None,
+            X=None if x is None else _left_on_disk(x),
             obs=read_frame(group["obs"]) if obs else _nameless(group["obs"]),
             var=read_frame(group["var"]),
             uns=_records(group),
@@ -108,6 +109,12 @@ def read_frame(group: Group) -> pd.DataFrame:
     return frame
 
 
+def _part(group: Group, name: str) -> Any:
+    """An element, or None where it is missing or stored as nothing (anndata does so for ``raw`` in zarr)."""
+    element = group.get(name)
+    return None if element is None or element.attrs.get("encoding-type") == "null" else element
+
+
 def _left_on_disk(element: Any) -> Any:
     encoding = element.attrs.get("encoding-type")
     if encoding in ("csr_matrix", "csc_matrix"):
@@ -121,7 +128,7 @@ def _all_of(group: Group, slot: str) -> dict[str, Any]:
 
 def _nameless(frame: Group) -> pd.DataFrame:
     """A frame of the same length and nothing else: no function looks at the names of cells."""
-    return pd.DataFrame(index=pd.RangeIndex(len(read_elem(frame[frame.attrs["_index"]]))).astype(str))
+    return pd.DataFrame(index=pd.RangeIndex(len(np.asarray(read_elem(frame[frame.attrs["_index"]])))).astype(str))
 
 
 def _records(group: Group) -> dict[str, Any]:

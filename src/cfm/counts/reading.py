@@ -18,7 +18,7 @@ type CSR = sp.csr_matrix | sp.csr_array
 type RowReader = Callable[[int, int], CSR]
 
 HELD_VALUES = 2**25
-"""Stored values that a reader may hold (a quarter of a gigabyte in float32 with its indices)."""
+"""Stored values that a reader may hold: a quarter of a gigabyte in float32 with indices, twice that while it reads."""
 
 HELD_ENTRIES = 2**28
 """The same as a number of entries, zeros included, where the number of stored values is not known."""
@@ -46,8 +46,12 @@ def row_reader(matrix: Any) -> RowReader:
     if isinstance(matrix, CSCDataset):
         return _rows_of_csc_file(matrix)
     if sp.issparse(matrix) and matrix.format == "csc":
-        rows = _rows_within(matrix.shape[0], matrix.nnz)
-        return HeldRows(lambda start, stop: as_csr(matrix[start:stop]), _cut([matrix.shape[0]], rows))
+        n_rows = matrix.shape[0]
+
+        def read(start: int, stop: int) -> CSR:
+            return as_csr(matrix if stop - start == n_rows else matrix[start:stop])
+
+        return HeldRows(read, _cut([n_rows], _rows_within(n_rows, matrix.nnz)))
     if hasattr(matrix, "compute"):
         return _rows_of_dask(matrix)
     return lambda start, stop: as_csr(matrix[start:stop])
@@ -99,7 +103,7 @@ class HeldRows:
 
     def __call__(self, start: int, stop: int) -> CSR:
         """Rows `start` to `stop`."""
-        first = int(np.searchsorted(self._edges, start, side="right")) - 1
+        first = min(int(np.searchsorted(self._edges, start, side="right")) - 1, len(self._edges) - 2)
         last = max(int(np.searchsorted(self._edges, stop, side="left")), first + 1)
         parts = []
         for group in range(first, last):
@@ -137,11 +141,13 @@ def _rows_of_csc_file(matrix: Any) -> RowReader:
     n_rows, n_columns = matrix.shape
     indptr = np.asarray(matrix.group["indptr"])
     n_values = int(indptr[-1])
-    inner = np.unique(np.searchsorted(indptr, np.arange(0, n_values, HELD_VALUES)))
+    # Columns whose values are read at a time: few beside what is kept of them.
+    inner = np.unique(np.searchsorted(indptr, np.arange(0, n_values, max(HELD_VALUES // 8, 1))))
     columns = [0, *inner[(inner > 0) & (inner < n_columns)].tolist(), n_columns]
 
     def read(start: int, stop: int) -> CSR:
-        return sp.hstack([matrix[:, a:b][start:stop] for a, b in pairwise(columns)], format="csr")
+        # Not format="csr": scipy would go by way of row and column numbers, at twice the memory.
+        return sp.hstack([matrix[:, a:b][start:stop] for a, b in pairwise(columns)], format="csc").tocsr()
 
     edges = _cut([n_rows], _rows_within(n_rows, n_values))
     note = (

@@ -104,7 +104,8 @@ def match(
 
     Symbols and Ensembl ids are tried on ``var_names`` and on every text column of `var`; what finds most genes
     wins, and ``var_names`` wins a draw. Names that were made unique by a suffix (``UQCR11-1`` beside ``UQCR11``)
-    count as duplicates of the plain name.
+    count as duplicates of the plain name. Among symbols, withdrawn ones and Ensembl ids are read too where no column
+    bears the current symbol.
 
     Parameters
     ----------

@@ -34,6 +34,9 @@ class TokenStream:
         self._source, self._tokenizer, self._chunk_cells = source, tokenizer, chunk_cells
 
     def __iter__(self) -> Iterator[TokenBatch]:
+        if self._source.n_cells == 0:
+            # One empty batch all the same: it tells whether this family's tokens have values.
+            yield self._tokenizer(sp.csr_array((0, len(self.totals)), dtype=np.float32), 0)
         for chunk in self._source.chunks(self._chunk_cells):
             self.totals += np.bincount(chunk.counts.indices, chunk.counts.data, len(self.totals))
             yield self._tokenizer(chunk.counts, chunk.start)

@@ -19,7 +19,7 @@ from cfm._core.resources import atomic_path
 
 UNKNOWN = "unknown"
 
-_REACH_QUANTILE = 0.995
+_REACH_QUANTILE = 0.99
 _REACH_SLACK = 1.25
 
 
@@ -78,11 +78,24 @@ class Reference:
         *,
         ontology_ids: dict[str, str] | None = None,
         n_neighbors: int = 15,
+        probes: tuple[NDArray[np.float32], NDArray[np.str_]] | None = None,
     ) -> Reference:
-        """Make a reference. How far a label reaches is learnt from the vectors themselves.
+        """Make a reference, and learn from labelled cells how far each label reaches.
 
-        The reach of a label is 1.25 times the 99.5th percentile of the mean distance from its vectors to their
-        neighbours, themselves left out. The slack is for other laboratories, whose cells lie a little further.
+        The reach of a label is 1.25 times the 99th percentile of the mean distance from its cells to their nearest
+        reference vectors. The slack is for other laboratories, whose cells lie a little further.
+
+        Parameters
+        ----------
+        vectors, labels
+            The reference.
+        ontology_ids
+            Cell Ontology id of labels, where known.
+        n_neighbors
+            Neighbours that vote.
+        probes
+            Vectors and labels of the cells that set the reach, where `vectors` are means of cells. None takes the
+            reference itself, each vector left out in its turn.
 
         Raises
         ------
@@ -94,8 +107,9 @@ class Reference:
             msg = f"The reference has {len(vectors)} labelled cells; {n_neighbors} neighbours need more than that."
             raise OptionError(msg)
         index = NearestNeighbors(n_neighbors=n_neighbors).fit(vectors)
-        distance = index.kneighbors(return_distance=True)[0].mean(axis=1)
-        reach = [_REACH_SLACK * np.quantile(distance[codes == code], _REACH_QUANTILE) for code in range(len(names))]
+        probe_vectors, probe_labels = probes if probes is not None else (None, names[codes])
+        distance = index.kneighbors(probe_vectors)[0].mean(axis=1)
+        reach = [_REACH_SLACK * np.quantile(distance[probe_labels == name], _REACH_QUANTILE) for name in names]
         ids = ontology_ids or {}
         return cls(
             vectors=np.asarray(vectors, np.float32),

@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from cfm._core import records
 from cfm._core.errors import MissingKeyError
 
+from ._figure import new_figure
+
 
 def annotation(adata: AnnData, *, truth: str | None = None, key: str = records.LABEL) -> Figure:
     """Show labels against known labels, and the confidence of each label.
@@ -51,12 +53,12 @@ def annotation(adata: AnnData, *, truth: str | None = None, key: str = records.L
     names = sorted(labels.unique())
     width = 2.5 + 0.45 * len(names)
     if truth is None:
-        figure = Figure(figsize=(5, 1.5 + 0.3 * len(names)), layout="constrained")
+        figure = new_figure(5, 1.5 + 0.3 * len(names))
         _confidence(figure.subplots(), labels, sureness, names)
         return figure
     known = pd.Series(adata.obs[truth]).astype(str)
     height = 2.2 + 0.32 * max(len(names), known.nunique())
-    figure = Figure(figsize=(2 * width + 1, height), layout="constrained")
+    figure = new_figure(2 * width + 1, height)
     left, right = figure.subplots(1, 2, width_ratios=[1.3, 1])
     _confusion(left, known, labels, names)
     _confidence(right, labels, sureness, names)

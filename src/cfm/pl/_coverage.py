@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from cfm._core import records
 from cfm._core.errors import MissingKeyError
 
+from ._figure import new_figure
+
 
 def coverage(adata: AnnData, *, key: str = records.EMBEDDING) -> Figure:
     """Show the share of genes and counts that a model read, and the most expressed genes that it did not.
@@ -40,7 +42,7 @@ def coverage(adata: AnnData, *, key: str = records.EMBEDDING) -> Figure:
     >>> figure = cfm.pl.coverage(adata)
     """
     report = _report(adata, key)
-    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    figure = new_figure(10, 3.4)
     left, right = figure.subplots(1, 2, width_ratios=[1.2, 1])
     _shares(left, report)
     _lost(right, report)

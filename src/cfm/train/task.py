@@ -23,8 +23,9 @@ class MaskedGenes(pl.LightningModule):
     exp(log rate of g given the cell's vector + b_fg). The offset b_fg takes up what is peculiar to a file
     (chemistry, ambient RNA), so that the vector need not; it exists in training only and is not shipped.
 
-    The contrast is the supervised one of Khosla et al. 2020 (eq. 2) over all labelled cells of a step, which come
-    from several files: cells of one label, whatever their file, are to be nearer than others.
+    The contrast is the supervised one of Khosla et al. 2020 (eq. 2) over the labelled cells of a step, with one
+    change: a cell is pulled to cells of its label in every file, and pushed only from cells of its own file. Most
+    files hold a few labels, some a single one, so telling files apart would pass for telling labels apart.
 
     Parameters
     ----------
@@ -57,9 +58,9 @@ class MaskedGenes(pl.LightningModule):
         vectors = [self.module(view.pack.ids, view.pack.values, view.pack.offsets) for view in views]
         genes = [self._hidden_loss(view, z) for view, z in zip(views, vectors, strict=True)]
         labels = torch.cat([view.labels for view in views])
-        contrast = label_contrast(
-            F.normalize(self.head(torch.cat(vectors)), dim=-1), labels, self.compatible, self.objective.temperature
-        )
+        files = torch.cat([torch.full_like(view.labels, view.file) for view in views])
+        unit = F.normalize(self.head(torch.cat(vectors)), dim=-1)
+        contrast = label_contrast(unit, labels, files, self.compatible, self.objective.temperature)
         masked = torch.stack(genes).mean()
         return {"masked": masked, "contrast": contrast, "loss": masked + self.objective.label_weight * contrast}
 
@@ -85,7 +86,9 @@ class MaskedGenes(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW; the rate rises over 100 steps and falls as a cosine to a fiftieth of its height."""
         recipe = self.training_recipe
-        optimizer = torch.optim.AdamW(self.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+        optimizer = torch.optim.AdamW(
+            self.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+        )
         total, warmup = recipe.max_epochs * recipe.steps_per_epoch, min(100, recipe.steps_per_epoch)
         rise = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.01, total_iters=warmup)
         fall = torch.optim.lr_scheduler.CosineAnnealingLR(
@@ -103,8 +106,8 @@ def poisson_loss(log_rate: Tensor, counts: Tensor) -> Tensor:
     return (log_rate.exp() - counts * log_rate).sum() / counts.sum().clamp_min(1)
 
 
-def label_contrast(vectors: Tensor, labels: Tensor, compatible: Tensor, temperature: float) -> Tensor:
-    """Supervised contrastive loss over unit vectors; unlabelled cells take no part.
+def label_contrast(vectors: Tensor, labels: Tensor, files: Tensor, compatible: Tensor, temperature: float) -> Tensor:
+    """Supervised contrastive loss over unit vectors, others of the same file only; unlabelled cells take no part.
 
     Parameters
     ----------
@@ -112,18 +115,22 @@ def label_contrast(vectors: Tensor, labels: Tensor, compatible: Tensor, temperat
         float32[n, dim], unit length.
     labels
         int64[n], -1 for none.
+    files
+        int64[n]: file of each cell.
     compatible
         bool[labels, labels]: different labels whose cells are neither drawn together nor pushed apart.
     temperature
         Similarities are divided by this.
     """
     kept = labels != UNLABELLED
-    vectors, labels = vectors[kept], labels[kept]
+    vectors, labels, files = vectors[kept], labels[kept], files[kept]
     itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-    positive = (labels[:, None] == labels) & ~itself
+    same_label = labels[:, None] == labels
+    positive = same_label & ~itself
     if not positive.any():
         return vectors.sum() * 0.0
-    ignored = itself | compatible[labels[:, None], labels]
+    elsewhere = (files[:, None] != files) & ~same_label
+    ignored = itself | compatible[labels[:, None], labels] | elsewhere
     matched = positive.any(dim=1)  # a row without a partner would be all -inf, and its gradient NaN
     similarity = (vectors @ vectors.T / temperature).masked_fill(ignored, -torch.inf)[matched]
     log_share = similarity - similarity.logsumexp(dim=1, keepdim=True)
