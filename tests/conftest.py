@@ -227,7 +227,7 @@ def write_model(_pbmc: AnnData) -> Callable[..., None]:
     import torch
 
     from cfm.genes import Vocabulary, match
-    from cfm.models.mini.checkpoint import write_module
+    from cfm.models.mini.checkpoint import digest, write_module
     from cfm.models.mini.module import GeneBag
     from cfm.models.reference import Reference
 
@@ -244,7 +244,7 @@ def write_model(_pbmc: AnnData) -> Callable[..., None]:
         config = {"version": "9.9.9", "licence": "CC0-1.0", "species": "human", "width": 16, "dim": 8}
         write_module(folder, module, vocabulary, config)
         vectors = np.random.default_rng(seed).normal(size=(40, 8)).astype(np.float32)
-        Reference.of(vectors, ["a", "b"] * 20).write(folder / "reference.safetensors")
+        Reference.of(vectors, ["a", "b"] * 20).write(folder / "reference.safetensors", digest(folder))
 
     return write
 

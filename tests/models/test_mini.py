@@ -136,6 +136,15 @@ def test_weights_of_another_vocabulary(folder: Path) -> None:
     assert "embedding.weight: (400, 16), not (395, 16)" in str(raised.value)
 
 
+def test_vocabulary_of_another_training_with_as_many_genes(folder: Path) -> None:
+    # The shapes fit; only the order of the genes tells. Read silently, every vector would be nonsense.
+    path = folder / "vocabulary.tsv"
+    header, first, second, *rest = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([header, second, first, *rest]))
+    with pytest.raises(CheckpointError, match=r"vocabulary.tsv has other genes, or another order"):
+        models.load(folder)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -13,6 +13,8 @@ from safetensors.numpy import load_file, save_file
 from cfm.errors import CheckpointError, OptionError
 from cfm.models.reference import UNKNOWN, Reference
 
+DIGEST = "0123456789ab"
+
 
 def blobs(n: int = 40, seed: int = 0) -> tuple[NDArray[np.float32], list[str]]:
     """Two round clouds around (0, 10) and (10, 0)."""
@@ -124,8 +126,8 @@ def test_a_cell_gets_the_same_label_alone_and_among_others() -> None:
 def test_write_and_read(tmp_path: Path) -> None:
     vectors, labels = blobs()
     made = Reference.of(vectors, labels, ontology_ids={"up": "CL:0000236"}, n_neighbors=7)
-    made.write(tmp_path / "reference.safetensors")
-    read = Reference.read(tmp_path / "reference.safetensors")
+    made.write(tmp_path / "reference.safetensors", DIGEST)
+    read = Reference.read(tmp_path / "reference.safetensors", DIGEST)
     assert (read.names, read.ontology_ids, read.n_neighbors) == (("right", "up"), ("", "CL:0000236"), 7)
     np.testing.assert_array_equal(read.codes, made.codes)
     np.testing.assert_array_equal(read.reach, made.reach)
@@ -133,10 +135,17 @@ def test_write_and_read(tmp_path: Path) -> None:
     assert read.vectors.dtype == np.float32
 
 
+def test_made_with_other_weights(tmp_path: Path) -> None:
+    path = tmp_path / "reference.safetensors"
+    Reference.of(*blobs()).write(path, DIGEST)
+    with pytest.raises(CheckpointError, match=r"made with other weights \(0123456789ab\).*\(ba9876543210\)"):
+        Reference.read(path, "ba9876543210")
+
+
 @pytest.mark.parametrize("damage", ["empty", "truncated", "pickle", "other tensors", "no metadata"])
 def test_damaged_or_hostile_files(tmp_path: Path, damage: str, bomb: tuple[bytes, Path]) -> None:
     path = tmp_path / "reference.safetensors"
-    Reference.of(*blobs()).write(path)
+    Reference.of(*blobs()).write(path, DIGEST)
     data, created = bomb
     match damage:
         case "empty":
@@ -150,7 +159,7 @@ def test_damaged_or_hostile_files(tmp_path: Path, damage: str, bomb: tuple[bytes
         case "no metadata":
             save_file(load_file(path), path)
     with pytest.raises(CheckpointError, match=r"reference.safetensors is no reference for annotation: .*Copy the file"):
-        Reference.read(path)
+        Reference.read(path, DIGEST)
     assert not created.exists()
 
 
@@ -176,11 +185,11 @@ def test_files_that_contradict_themselves(
     tmp_path: Path, tensors: dict[str, NDArray[Any]], facts: dict[str, str]
 ) -> None:
     path = tmp_path / "reference.safetensors"
-    Reference.of(*blobs()).write(path)
-    whole = {"names": '["right", "up"]', "ontology_ids": '["", ""]', "n_neighbors": "15"}
+    Reference.of(*blobs()).write(path, DIGEST)
+    whole = {"names": '["right", "up"]', "ontology_ids": '["", ""]', "n_neighbors": "15", "weights": DIGEST}
     save_file(load_file(path) | tensors, path, metadata=whole | facts)
     with pytest.raises(CheckpointError, match="reference.safetensors is no reference for annotation"):
-        Reference.read(path)
+        Reference.read(path, DIGEST)
 
 
 def test_a_cell_between_the_labels_is_unknown() -> None:

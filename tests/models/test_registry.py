@@ -52,6 +52,17 @@ def test_a_name_like_no_other_gets_the_list() -> None:
     assert "Did you mean" not in str(raised.value)
 
 
+@pytest.mark.parametrize("name", ["", "~no-such-user/model"])
+def test_texts_that_are_no_name_and_no_folder(name: str) -> None:
+    with pytest.raises(UnknownModelError, match="No model is called"):
+        models.load(name)
+
+
+def test_what_is_no_text_and_no_path() -> None:
+    with pytest.raises(OptionError, match=r"a name or a folder, not NoneType\. Names: cfm-mini"):
+        models.load(None)  # type: ignore[arg-type]
+
+
 def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
     with pytest.raises(UnknownModelError, match="no such folder"):
         models.load(tmp_path / "nothing")

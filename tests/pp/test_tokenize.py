@@ -141,10 +141,13 @@ def test_results_survive_files(few: AnnData, tmp_path: Path, kind: str, emptied:
     np.testing.assert_array_equal(back.obsm["X_cfm"], adata.obsm["X_cfm"])
 
 
-def test_tokens_in_a_backed_file(few: AnnData, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "read", [lambda path: ad.read_h5ad(path, backed="r"), ad.experimental.read_lazy], ids=["backed", "lazy"]
+)
+def test_tokens_in_a_file_that_stays_there(few: AnnData, tmp_path: Path, read: Callable[[Path], AnnData]) -> None:
     cfm.pp.tokenize(few)
     few.write_h5ad(tmp_path / "cells.h5ad")
-    backed = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    backed = read(tmp_path / "cells.h5ad")
     cfm.tl.embed(backed, tokens="cfm_tokens")
     cfm.tl.embed(few)
     np.testing.assert_array_equal(backed.obsm["X_cfm"], few.obsm["X_cfm"])

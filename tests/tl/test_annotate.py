@@ -277,6 +277,11 @@ def test_arguments_that_cannot_work_change_nothing(
     assert digests(few) == before
 
 
+def test_a_reference_that_is_no_object(few: AnnData) -> None:
+    with pytest.raises(OptionError, match=r"reference= takes an AnnData object, not str"):
+        cfm.tl.annotate(few, reference="cells.h5ad", labels_key="cell_type")  # type: ignore[arg-type]
+
+
 def test_no_labelled_cell(few: AnnData) -> None:
     reference = few.copy()
     reference.obs["cell_type"] = np.nan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -21,12 +22,12 @@ class _SettingsFilter(logging.Filter):
         return record.levelno >= _LEVELS[settings.verbosity]
 
 
-class _TqdmHandler(logging.StreamHandler[Any]):
-    """Writes to standard error without tearing a progress bar that is on screen."""
+class _TqdmHandler(logging.Handler):
+    """Writes to standard error, as it is now, without tearing a progress bar that is on screen."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            tqdm.write(self.format(record), file=self.stream)
+            tqdm.write(self.format(record), file=sys.stderr)
         except Exception:  # noqa: BLE001 -- logging's own contract: report the failure, never raise into user code
             self.handleError(record)
 

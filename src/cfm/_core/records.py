@@ -18,18 +18,17 @@ LABEL = "cfm_label"
 CONFIDENCE_SUFFIX = "_confidence"
 
 
-def make_record(function: str, **facts: Any) -> dict[str, Any]:
+def make_record(function: str, /, **facts: Any) -> dict[str, Any]:
     """What was done and with what, in types that h5ad and zarr can hold.
 
     AnnData files take text, numbers, booleans, lists of one kind and dictionaries with text keys: None is
-    left out, tuples become lists.
+    left out, tuples become lists. Facts may come from another record, whose function, version and time are replaced.
     """
-    record: dict[str, Any] = {
+    return _storable(facts) | {
         "function": function,
         "version": version("cfm-tools"),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    return record | _storable(facts)
 
 
 def _storable(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -72,6 +72,8 @@ def read_gene_table(path: str | Path) -> dict[str, str]:
     Comma- or tab-separated, with or without a header (a header row maps to nothing and does no harm).
     """
     path = Path(path)
+    if not path.is_file():
+        raise OptionError(f"There is no gene table {path}. Give the path of a file with two columns, or a dictionary.")
     separator, ending = (",", "comma") if path.suffix.lower() == ".csv" else ("\t", "tab")
     table: dict[str, str] = {}
     trouble = "it is empty"
@@ -99,6 +101,7 @@ def match(
     gene_column: str | None = None,
     species: str | None = None,
     gene_table: Mapping[str, str] | None = None,
+    min_genes: int = MIN_GENES,
 ) -> GeneMatch:
     """Find the token of each column of a data set.
 
@@ -120,11 +123,13 @@ def match(
         orthologs.
     gene_table
         A user's own table from names in the data to symbols or Ensembl ids of the model's species.
+    min_genes
+        Fewer matches are an error.
 
     Raises
     ------
     GeneMatchError
-        Fewer than 100 genes match, or duplicates where the model refuses them.
+        Fewer than `min_genes` genes match, or duplicates where the model refuses them.
     """
     species = species or vocabulary.species
     lookups = list(_lookups(vocabulary, species, gene_table))
@@ -138,7 +143,7 @@ def match(
             n_tokens = len(np.unique(tokens[tokens >= 0]))
             if best is None or n_tokens > best.n_tokens:
                 best = GeneMatch(tokens[codes], np.array(names, str)[codes], column, identifier, species, n_tokens)
-    if best is None or best.n_tokens < MIN_GENES:
+    if best is None or best.n_tokens < min_genes:
         raise GeneMatchError(_too_few(best, var, vocabulary, species, gene_column, gene_table))
     if vocabulary.duplicates == "reject":
         _refuse_duplicates(best)

@@ -102,9 +102,11 @@ class Reference:
         OptionError
             Fewer labelled vectors than neighbours.
         """
+        if n_neighbors < 1:
+            raise OptionError(f"n_neighbors={n_neighbors}: at least one labelled cell has to vote.")
         names, codes = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
         if len(vectors) <= n_neighbors:
-            msg = f"The reference has {len(vectors)} labelled cells; {n_neighbors} neighbours need more than that."
+            msg = f"The reference has {len(vectors)} labelled cells; {n_neighbors} neighbours need more than that. Pass a smaller n_neighbors=, or more cells."
             raise OptionError(msg)
         index = NearestNeighbors(n_neighbors=n_neighbors).fit(vectors)
         probe_vectors, probe_labels = probes if probes is not None else (None, names[codes])
@@ -143,8 +145,8 @@ class Reference:
         confidence = (votes[rows[:, 0], winner] / self.n_neighbors).astype(np.float32)
         return Transfer(labels, confidence, mean_distance)
 
-    def write(self, path: Path) -> None:
-        """Write a safetensors file; vectors in float16."""
+    def write(self, path: Path, weights_digest: str) -> None:
+        """Write a safetensors file; vectors in float16, and the digest of the weights that made them."""
         tensors: dict[str, NDArray[Any]] = {
             "vectors": self.vectors.astype(np.float16),
             "codes": self.codes,
@@ -154,16 +156,22 @@ class Reference:
             "names": json.dumps(self.names),
             "ontology_ids": json.dumps(self.ontology_ids),
             "n_neighbors": str(self.n_neighbors),
+            "weights": weights_digest,
         }
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, metadata=facts)
 
     @classmethod
-    def read(cls, path: Path) -> Reference:
-        """Read what `write` wrote."""
+    def read(cls, path: Path, weights_digest: str) -> Reference:
+        """Read what `write` wrote; vectors of other weights than these are refused."""
         try:
             with safe_open(path, framework="numpy") as handle:
                 facts = handle.metadata() or {}
+                if facts.get("weights") != weights_digest:
+                    raise CheckpointError(
+                        f"{path} was made with other weights ({facts.get('weights', 'none named')}) than those beside it "
+                        f"({weights_digest}). The files of one folder belong together: copy all from one source."
+                    )
                 return cls(
                     vectors=handle.get_tensor("vectors").astype(np.float32),
                     codes=handle.get_tensor("codes"),

@@ -41,7 +41,8 @@ def annotate(
     Without a reference, the prototypes that come with the model are used: for cfm-mini, blood and gut cell types and
     a few others, which its model card lists. With a reference, both objects are embedded and its labels are
     transferred. A cell that lies farther from its neighbours than labelled cells do among themselves is
-    ``"unknown"``.
+    ``"unknown"``; that finds what is far from everything, and misses close relatives of a label (a T-cell subset
+    that the reference lacks gets the name of another).
 
     Parameters
     ----------

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
 from anndata import AnnData
 
 from cfm import infer, models
@@ -16,7 +15,7 @@ from cfm._core.errors import MissingKeyError, OptionError
 from cfm._core.inputs import announce_overwrite, writable
 from cfm._core.logging import logger
 from cfm._core.settings import settings
-from cfm.counts import in_memory
+from cfm.counts import as_csr, in_memory
 from cfm.genes import match
 from cfm.models import CellModel
 
@@ -110,7 +109,7 @@ def embed(
     else:
         result = infer.run(loaded, _stored(adata, tokens, loaded), adata.n_obs, settings.pack_tokens)
         logger.info("embed: tokens from obsm[%r]; %s on %s", tokens, loaded.spec.name, loaded.device)
-        facts = {"model": loaded.spec.name, "model_digest": loaded.spec.digest, "tokens": tokens}
+        facts = adata.uns[records.UNS][tokens] | {"device": str(loaded.device), "tokens": tokens}
 
     announce_overwrite(adata, "obsm", key)
     adata.obsm[key] = result.vectors
@@ -144,8 +143,8 @@ def _stored(adata: AnnData, key: str, model: CellModel) -> Any:
         )
         raise OptionError(msg)
     values_key = record.get("values_key")
-    values = sp.csr_array(adata.obsm[values_key]) if values_key else None
-    return infer.stored_tokens(sp.csr_array(adata.obsm[key]), values, settings.chunk_cells)
+    values = as_csr(adata.obsm[values_key]) if values_key else None
+    return infer.stored_tokens(as_csr(adata.obsm[key]), values, settings.chunk_cells)
 
 
 def _gene_vectors(
@@ -157,8 +156,14 @@ def _gene_vectors(
 ) -> np.ndarray[Any, np.dtype[np.float32]]:
     """A row for each gene of ``var``, which is not the gene list of the counts where these come from ``raw``."""
     table = infer.read_table(gene_table)
+    # These genes need not be many: the floor was for the genes of the counts.
     tokens = match(
-        in_memory(adata.var), model.vocabulary, gene_column=gene_column, species=species, gene_table=table
+        in_memory(adata.var),
+        model.vocabulary,
+        gene_column=gene_column,
+        species=species,
+        gene_table=table,
+        min_genes=0,
     ).tokens
     known = model.gene_vectors()
     vectors = np.full((adata.n_vars, known.shape[1]), np.nan, np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,6 +49,15 @@ class LabelledFile:
     measured: NDArray[np.bool_]
     labels: NDArray[np.int64]
     licence: str
+
+    @property
+    def tells_labels_apart(self) -> bool:
+        """Whether it holds two labels or more.
+
+        In a file of one label all that is peculiar to the file (chemistry, laboratory) goes with the label, and a
+        contrast would learn that instead.
+        """
+        return len(np.unique(self.labels[self.labels != UNLABELLED])) > 1
 
 
 @dataclass(frozen=True)
@@ -167,6 +177,9 @@ def _unite(raw: Sequence[_RawFile], recipe: VocabularyRecipe) -> Corpus:
     detected = np.array([np.bincount(file.counts.indices, minlength=len(every_gene)) for file in raw])
     min_files = min(recipe.min_files, len(raw))
     often = (detected.sum(axis=0) >= recipe.min_cells) & ((detected >= 2).sum(axis=0) >= min_files)
+    if recipe.exclude is not None:
+        left_out = re.compile(recipe.exclude)
+        often &= np.array([left_out.match(symbol) is None for symbol in every_gene.symbols])
     ranked = np.argsort(-detected.sum(axis=0), kind="stable")
     genes = np.sort(ranked[often[ranked]][: recipe.max_genes])
     if len(genes) < 2:

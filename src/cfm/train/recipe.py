@@ -70,6 +70,8 @@ class VocabularyRecipe(_Table):
     max_genes: int = 16_000
     min_cells: int = 20
     min_files: int = 3
+    exclude: str | None = None
+    """Regular expression; genes whose symbol begins with a match are left out."""
 
 
 class ModelRecipe(_Table):

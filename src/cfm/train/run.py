@@ -95,6 +95,8 @@ def run(corpus: Corpus, recipe: Recipe, folder: Path) -> dict[str, float]:
     with warnings.catch_warnings():
         # The steps are made in this process on purpose: their order is the seed's, and their cost is small.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        # The folder holds run.json, and at a second start the checkpoints to go on from.
+        warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
         warnings.filterwarnings("ignore", message=".*treespec.*", category=FutureWarning)
         warnings.filterwarnings("ignore", message=".*treespec.*", category=DeprecationWarning)
         trainer.fit(task, datamodule=steps, ckpt_path=last if last.is_file() else None, weights_only=True)
@@ -166,6 +168,6 @@ def _write(
     checkpoint.write_module(folder, module, corpus.vocabulary, config)
     reference = make_reference(module, corpus, recipe)
     if reference is not None:
-        reference.write(folder / checkpoint.REFERENCE)
+        reference.write(folder / checkpoint.REFERENCE, checkpoint.digest(folder))
     with atomic_path(folder / checkpoint.CARD) as path:
         path.write_text(model_card(corpus, recipe, losses, progress, reference), encoding="utf-8")

@@ -16,7 +16,7 @@ from cfm.models.mini.tokenizer import log_normalise
 from cfm.tokens import TokenBatch
 from cfm.tokens.rows import GeneRows
 
-from .corpus import Corpus, LabelledFile
+from .corpus import UNLABELLED, Corpus, LabelledFile
 from .recipe import Training, Views
 
 _MIN_VISIBLE_COUNTS = 20
@@ -40,7 +40,7 @@ class View:
     visible_counts
         float32[n_cells]: sum of the visible counts.
     labels
-        int64[n_cells].
+        int64[n_cells], -1 for none; all -1 where the file does not tell labels apart.
     """
 
     file: int
@@ -117,7 +117,7 @@ def make_view(
         hidden_genes=torch.from_numpy(genes),
         hidden_counts=torch.from_numpy(counts[good][:, genes].toarray()),
         visible_counts=torch.from_numpy(sums[good].astype(np.float32)),
-        labels=torch.from_numpy(file.labels[rows[good]]),
+        labels=torch.from_numpy(file.labels[rows[good]] if file.tells_labels_apart else np.full(len(good), UNLABELLED)),
     )
 
 

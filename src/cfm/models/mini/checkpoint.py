@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from cfm._core.errors import CheckpointError
-from cfm._core.resources import atomic_path
+from cfm._core.resources import atomic_path, sha256
 from cfm.genes import Vocabulary
 
 from .module import GeneBag
@@ -24,6 +24,11 @@ CONFIG, VOCABULARY, WEIGHTS, REFERENCE, CARD = (
     "README.md",
 )
 _CONFIG_KEYS = {"family": str, "version": str, "licence": str, "species": str, "width": int, "dim": int}
+
+
+def digest(folder: Path) -> str:
+    """First 12 hexadecimal digits of the SHA-256 of the weights."""
+    return sha256(_existing(folder, WEIGHTS))[:12]
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from cfm._core.errors import UnsupportedOutput
-from cfm._core.resources import sha256
 from cfm.genes import GeneMatch, Vocabulary
 from cfm.models.contract import ModelSpec, Pack
 from cfm.models.reference import Reference
@@ -54,7 +53,7 @@ class MiniModel:
             name=name,
             family="mini",
             version=config["version"],
-            digest=sha256(folder / checkpoint.WEIGHTS)[:12],
+            digest=checkpoint.digest(folder),
             licence=config["licence"],
             species=config["species"],
             dim=config["dim"],
@@ -82,4 +81,4 @@ class MiniModel:
     def reference(self) -> Reference | None:
         """Labelled prototypes that came with the weights, or None."""
         path = self.folder / checkpoint.REFERENCE
-        return Reference.read(path) if path.is_file() else None
+        return Reference.read(path, self.spec.digest) if path.is_file() else None
