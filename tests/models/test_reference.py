@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -166,11 +167,11 @@ def test_damaged_or_hostile_files(tmp_path: Path, damage: str, bomb: tuple[bytes
 @pytest.mark.parametrize(
     ("tensors", "facts"),
     [
-        ({}, {"names": "5"}),
-        ({}, {"names": '["right"]'}),
-        ({}, {"ontology_ids": "[]"}),
-        ({}, {"n_neighbors": "0"}),
-        ({}, {"n_neighbors": "81"}),
+        ({}, {"names": 5}),
+        ({}, {"names": ["right"]}),
+        ({}, {"ontology_ids": []}),
+        ({}, {"n_neighbors": 0}),
+        ({}, {"n_neighbors": 81}),
         ({"codes": np.zeros(79, np.int32)}, {}),
         ({"codes": np.full(80, 2, np.int32)}, {}),
         ({"codes": np.zeros(80, np.float32)}, {}),
@@ -182,12 +183,12 @@ def test_damaged_or_hostile_files(tmp_path: Path, damage: str, bomb: tuple[bytes
          "one code short", "code of no name", "codes no integers", "reach of no label", "no vectors", "NaN"],
 )  # fmt: skip
 def test_files_that_contradict_themselves(
-    tmp_path: Path, tensors: dict[str, NDArray[Any]], facts: dict[str, str]
+    tmp_path: Path, tensors: dict[str, NDArray[Any]], facts: dict[str, Any]
 ) -> None:
     path = tmp_path / "reference.safetensors"
     Reference.of(*blobs()).write(path, DIGEST)
-    whole = {"names": '["right", "up"]', "ontology_ids": '["", ""]', "n_neighbors": "15", "weights": DIGEST}
-    save_file(load_file(path) | tensors, path, metadata=whole | facts)
+    whole = {"names": ["right", "up"], "ontology_ids": ["", ""], "n_neighbors": 15, "weights": DIGEST}
+    save_file(load_file(path) | tensors, path, metadata={"reference": json.dumps(whole | facts)})
     with pytest.raises(CheckpointError, match="reference.safetensors is no reference for annotation"):
         Reference.read(path, DIGEST)
 

@@ -58,11 +58,11 @@ def test_storage_changes_nothing(
 def test_other_cells_and_their_order_change_nothing(pbmc: AnnData) -> None:
     everything = vectors(pbmc)
     order = np.random.default_rng(0).permutation(pbmc.n_obs)
-    np.testing.assert_allclose(vectors(pbmc[order].copy()), everything[order], atol=1e-6, rtol=0)
+    np.testing.assert_array_equal(vectors(pbmc[order].copy()), everything[order])
     some = order[:30]
-    np.testing.assert_allclose(vectors(pbmc[some].copy()), everything[some], atol=1e-6, rtol=0)
+    np.testing.assert_array_equal(vectors(pbmc[some].copy()), everything[some])
     for cell in order[:5]:
-        np.testing.assert_allclose(vectors(pbmc[[cell]].copy()), everything[[cell]], atol=1e-6, rtol=0)
+        np.testing.assert_array_equal(vectors(pbmc[[cell]].copy()), everything[[cell]])
 
 
 def test_order_of_genes_changes_nothing(few: AnnData, expected: NDArray[np.float32]) -> None:
@@ -79,22 +79,13 @@ def test_order_of_genes_changes_nothing(few: AnnData, expected: NDArray[np.float
 def test_settings_change_nothing(few: AnnData, expected: NDArray[np.float32], setting: dict[str, int]) -> None:
     with cfm.settings.override(**setting):
         got = vectors(few)
-    np.testing.assert_allclose(got, expected, atol=1e-6, rtol=0)
-
-
-def test_chunks_of_many_cells_and_threads_give_the_same_bits(pbmc: AnnData) -> None:
-    # Matrix products of a few rows take another path in BLAS and may differ in the last bit; those of many do not.
-    results = []
-    for setting in ({"threads": 1}, {"threads": 2}, {"chunk_cells": 350}):
-        with cfm.settings.override(**setting):
-            results.append(vectors(pbmc).tobytes())
-    assert len(set(results)) == 1
+    np.testing.assert_array_equal(got, expected)
 
 
 def test_depth_of_a_read_changes_nothing(few: AnnData, expected: NDArray[np.float32]) -> None:
     # Not a promise of every family: cfm-mini normalises by the cell's own counts.
     few.X = few.X * 3
-    np.testing.assert_allclose(vectors(few), expected, atol=1e-6, rtol=0)
+    np.testing.assert_allclose(vectors(few), expected, atol=1e-6)
 
 
 def test_different_cells_get_different_vectors(few: AnnData, expected: NDArray[np.float32]) -> None:
@@ -386,7 +377,7 @@ def test_no_cells(few: AnnData, said: list[str]) -> None:
 
 
 def test_one_cell(few: AnnData, expected: NDArray[np.float32]) -> None:
-    np.testing.assert_allclose(vectors(few[:1].copy()), expected[:1], atol=1e-6)
+    np.testing.assert_array_equal(vectors(few[:1].copy()), expected[:1])
 
 
 def test_empty_cells_get_zeros_a_counted_warning_and_no_trouble_later(

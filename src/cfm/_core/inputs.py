@@ -17,6 +17,8 @@ def writable(adata: AnnData, copy: bool) -> AnnData:
         if adata.isbacked:
             raise OptionError("A backed object cannot be copied in memory. Leave out copy=True: X is not changed.")
         return adata.copy()
+    if adata.is_view and adata.isbacked:
+        raise OptionError("A view on a backed file cannot take results. Read these cells first: view.to_memory().")
     if adata.is_view:
         logger.info("the object is a view; anndata makes it a copy of its own when results are written")
     return adata

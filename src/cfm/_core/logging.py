@@ -33,7 +33,7 @@ class _TqdmHandler(logging.Handler):
 
 
 def _set_up() -> None:
-    if logger.handlers:
+    if any(isinstance(handler, _TqdmHandler) for handler in logger.handlers):
         return
     handler = _TqdmHandler()
     handler.setFormatter(logging.Formatter("cfm: %(message)s"))

@@ -77,6 +77,13 @@ class Vocabulary:
     @classmethod
     def read(cls, path: Path) -> Vocabulary:
         """Read a tab-separated table with the columns ``ensembl_id`` and ``symbol``, one gene a row."""
+        try:
+            return cls._read(path)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise CheckpointError(f"{path} is no gene table: {error}. Copy it again from where it came.") from error
+
+    @classmethod
+    def _read(cls, path: Path) -> Vocabulary:
         with path.open(encoding="utf-8", newline="") as handle:
             reader = csv.DictReader(handle, delimiter="\t")
             missing = {"ensembl_id", "symbol"} - set(reader.fieldnames or ())

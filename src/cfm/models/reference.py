@@ -22,6 +22,8 @@ UNKNOWN = "unknown"
 _REACH_QUANTILE = 0.99
 _REACH_SLACK = 1.25
 
+_FACTS = "reference"
+
 
 @dataclass(frozen=True)
 class Transfer:
@@ -153,32 +155,54 @@ class Reference:
             "reach": self.reach,
         }
         facts = {
-            "names": json.dumps(self.names),
-            "ontology_ids": json.dumps(self.ontology_ids),
-            "n_neighbors": str(self.n_neighbors),
+            "names": self.names,
+            "ontology_ids": self.ontology_ids,
+            "n_neighbors": self.n_neighbors,
             "weights": weights_digest,
         }
         with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata=facts)
+            # One key: the format writes several in random order, and the same run is to give the same bytes.
+            save_file(tensors, temporary, metadata={_FACTS: json.dumps(facts)})
 
     @classmethod
     def read(cls, path: Path, weights_digest: str) -> Reference:
         """Read what `write` wrote; vectors of other weights than these are refused."""
         try:
             with safe_open(path, framework="numpy") as handle:
-                facts = handle.metadata() or {}
-                if facts.get("weights") != weights_digest:
-                    raise CheckpointError(
-                        f"{path} was made with other weights ({facts.get('weights', 'none named')}) than those beside it "
-                        f"({weights_digest}). The files of one folder belong together: copy all from one source."
-                    )
-                return cls(
+                facts = json.loads((handle.metadata() or {})[_FACTS])
+                found = cls(
                     vectors=handle.get_tensor("vectors").astype(np.float32),
                     codes=handle.get_tensor("codes"),
-                    names=tuple(json.loads(facts["names"])),
-                    ontology_ids=tuple(json.loads(facts["ontology_ids"])),
+                    names=tuple(facts["names"]),
+                    ontology_ids=tuple(facts["ontology_ids"]),
                     reach=handle.get_tensor("reach"),
                     n_neighbors=int(facts["n_neighbors"]),
                 )
-        except (SafetensorError, KeyError, ValueError, OSError) as error:
+                made_with = facts["weights"]
+            found._check()
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise CheckpointError(f"{path} is no reference for annotation: {error}. Copy the file again.") from error
+        if made_with != weights_digest:
+            msg = (
+                f"{path} was made with other weights ({made_with}) than those beside it ({weights_digest}). The files "
+                "of one folder belong together: copy all from one source."
+            )
+            raise CheckpointError(msg)
+        return found
+
+    def _check(self) -> None:
+        """ValueError where parts contradict each other: a file can be whole and wrong."""
+        if self.vectors.ndim != 2 or not np.isfinite(self.vectors).all():
+            raise ValueError(f"vectors of shape {self.vectors.shape} have to be a table of finite numbers")
+        n, labels = len(self.vectors), len(self.names)
+        if (
+            self.codes.shape != (n,)
+            or self.codes.dtype.kind != "i"
+            or self.codes.min() < 0
+            or self.codes.max() >= labels
+        ):
+            raise ValueError(f"codes do not name one of {labels} labels for each of {n} vectors")
+        if self.reach.shape != (labels,) or len(self.ontology_ids) != labels:
+            raise ValueError(f"reach and ontology ids do not belong to {labels} labels")
+        if not 1 <= self.n_neighbors <= n:
+            raise ValueError(f"{self.n_neighbors} neighbours of {n} vectors")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import tomllib
 from functools import cache, lru_cache
 from importlib import import_module
@@ -111,11 +112,14 @@ def _family(family: str) -> type[CellModel]:
 def _locate(model: str | Path) -> tuple[Path, str, str]:
     """Folder, family and name of a model."""
     models = _registry()["models"]
+    if not isinstance(model, str | Path):
+        raise OptionError(f"model= takes a name or a folder, not {type(model).__name__}. Names: {', '.join(models)}.")
     if isinstance(model, str) and model in models:
         package, _, inside = models[model]["packaged"].partition("/")
         return Path(str(files(package) / inside)), models[model]["family"], model
-    folder = Path(model).expanduser()
-    if folder.is_dir():
+    # Unlike Path's, this expanduser leaves alone what it cannot expand. An empty text is no folder, though Path says ".".
+    folder = Path(os.path.expanduser(model))
+    if str(model) and folder.is_dir():
         folder = folder.resolve()
         for family in _registry()["families"]:
             if _family(family).recognises(folder):

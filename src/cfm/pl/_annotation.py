@@ -51,7 +51,7 @@ def annotation(adata: AnnData, *, truth: str | None = None, key: str = records.L
             raise MissingKeyError(msg)
     labels, sureness = pd.Series(adata.obs[key]).astype(str), pd.Series(adata.obs[confidence])
     names = sorted(labels.unique())
-    width = 2.5 + 0.45 * len(names)
+    width = max(3.5, 2.5 + 0.45 * len(names))
     if truth is None:
         figure = new_figure(5, 1.5 + 0.3 * len(names))
         _confidence(figure.subplots(), labels, sureness, names)
@@ -68,13 +68,14 @@ def annotation(adata: AnnData, *, truth: str | None = None, key: str = records.L
 def _confusion(axes: Axes, known: pd.Series, labels: pd.Series, names: list[str]) -> None:
     counts = pd.crosstab(known, labels).reindex(columns=names, fill_value=0)
     shares = counts.div(counts.sum(axis=1), axis=0).to_numpy()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    if counts.size:
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for row, column in zip(*np.nonzero(counts.to_numpy()), strict=True):
         color = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, str(counts.iat[row, column]), ha="center", va="center", color=color, fontsize=8)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axes.set_yticks(range(len(counts)), counts.index.astype(str).tolist())
-    axes.set(xlabel="label", ylabel="known label", title="cells")
+    axes.set(xlabel="label", ylabel="known label", title="cells (shade: share of the row)")
 
 
 def _confidence(axes: Axes, labels: pd.Series, confidence: pd.Series, names: list[str]) -> None:

@@ -87,6 +87,11 @@ def _lost(axes: Axes, report: dict[str, Any]) -> None:
         axes.text(0.5, 0.5, "none", ha="center", va="center", transform=axes.transAxes)
         axes.set_axis_off()
         return
-    axes.barh([str(name) for name in names], shares, color="tab:orange")
+    axes.barh([_cut(str(name)) for name in names], shares, color="tab:orange")
     axes.invert_yaxis()
     axes.set_xlabel("share of all counts (%)")
+
+
+def _cut(name: str) -> str:
+    """A name that leaves room for the bars."""
+    return name if len(name) <= 20 else f"{name[:19]}…"

@@ -73,7 +73,7 @@ def tokenize(
     >>> cfm.tl.embed(adata, tokens="cfm_tokens")
     """
     adata = writable(adata, copy)
-    key = key_added or records.TOKENS
+    key = records.TOKENS if key_added is None else key_added
     values_key = records.VALUES if key_added is None else f"{key_added}_values"
     length_key = records.N_TOKENS if key_added is None else f"{key_added}_n_tokens"
     loaded = models.load(model, device="cpu")

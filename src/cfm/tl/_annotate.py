@@ -92,7 +92,7 @@ def annotate(
     True
     """
     adata = writable(adata, copy)
-    key = key_added or records.LABEL
+    key = records.LABEL if key_added is None else key_added
     loaded = models.load(model, device=device)
     known = _reference(reference, labels_key, n_neighbors, loaded)
 
@@ -137,6 +137,8 @@ def _reference(reference: AnnData | None, labels_key: str | None, n_neighbors: i
             msg = f"{model.spec.name} comes without labelled prototypes. Pass reference= and labels_key=."
             raise OptionError(msg)
         return packaged
+    if not isinstance(reference, AnnData):
+        raise OptionError(f"reference= takes an AnnData object, not {type(reference).__name__}. Read the file first.")
     if labels_key is None:
         raise OptionError(
             f"Which column of reference.obs has the labels? Pass labels_key=, one of {_columns(reference)}."

@@ -61,7 +61,8 @@ def embed(
     device
         ``"auto"``, ``"cpu"``, ``"cuda"``...; None takes `cfm.settings.device`.
     key_added
-        Key of the vectors and of the record instead of ``"X_cfm"``; the gene number goes to ``key_added + "_n_genes"``.
+        Key of the vectors and of the record instead of ``"X_cfm"``; the gene number goes to
+        ``key_added + "_n_genes"``, gene vectors to ``key_added + "_genes"``.
     copy
         Return a copy with the results instead of writing to `adata`.
 
@@ -97,7 +98,7 @@ def embed(
     ((700, 128), dtype('float32'))
     """
     adata = writable(adata, copy)
-    key = key_added or records.EMBEDDING
+    key = records.EMBEDDING if key_added is None else key_added
     loaded = models.load(model, device=device)
     if tokens is None:
         prepared = infer.prepare(
@@ -111,12 +112,16 @@ def embed(
         logger.info("embed: tokens from obsm[%r]; %s on %s", tokens, loaded.spec.name, loaded.device)
         facts = adata.uns[records.UNS][tokens] | {"device": str(loaded.device), "tokens": tokens}
 
+    # All that can fail comes before the first result is written.
+    gene_vectors = _gene_vectors(adata, loaded, gene_column, species, gene_table) if genes else None
     announce_overwrite(adata, "obsm", key)
     adata.obsm[key] = result.vectors
     n_genes = records.N_GENES if key_added is None else f"{key_added}_n_genes"
     adata.obs[n_genes] = result.lengths.astype(np.int32)
-    if genes:
-        adata.varm[records.GENE_VECTORS] = _gene_vectors(adata, loaded, gene_column, species, gene_table)
+    if gene_vectors is not None:
+        genes_key = records.GENE_VECTORS if key_added is None else f"{key_added}_genes"
+        announce_overwrite(adata, "varm", genes_key)
+        adata.varm[genes_key] = gene_vectors
     if n_empty := int((result.lengths == 0).sum()):
         logger.warning(
             "%d of %d cells have no gene that the model reads; their vectors are zero. Leave them out with "

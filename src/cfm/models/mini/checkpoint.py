@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from cfm._core.errors import CheckpointError
@@ -23,6 +24,7 @@ CONFIG, VOCABULARY, WEIGHTS, REFERENCE, CARD = (
     "reference.safetensors",
     "README.md",
 )
+_GENES = "genes_sha256"
 _CONFIG_KEYS = {"family": str, "version": str, "licence": str, "species": str, "width": int, "dim": int}
 
 
@@ -43,6 +45,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         for key, kind in _CONFIG_KEYS.items()
         if not isinstance(config, dict) or not isinstance(config.get(key), kind)
     }
+    if not wrong and (config["width"] < 1 or config["dim"] < 1):
+        wrong = {key: "int above 0" for key in ("width", "dim") if config[key] < 1}
     if wrong or config["family"] != "mini":
         what = f"lacks or mistypes {wrong}" if wrong else f"says family {config['family']!r}"
         raise CheckpointError(f"{path} is no cfm-mini configuration: it {what}.")
@@ -52,6 +56,26 @@ def read_config(folder: Path) -> dict[str, Any]:
 def read_vocabulary(folder: Path) -> Vocabulary:
     """The genes of the model."""
     return Vocabulary.read(_existing(folder, VOCABULARY))
+
+
+def check_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
+    """That the weights were trained with these genes in this order, where they say so."""
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as handle:
+            made_for = (handle.metadata() or {}).get(_GENES)
+    except (SafetensorError, OSError):
+        return  # `read_tensors` tells what is wrong with the file
+    if made_for not in (None, genes_digest(vocabulary)):
+        msg = (
+            f"{folder / VOCABULARY} has other genes, or another order of genes, than {WEIGHTS} was trained with. The "
+            "files of one folder belong together: copy all of them from one source."
+        )
+        raise CheckpointError(msg)
+
+
+def genes_digest(vocabulary: Vocabulary) -> str:
+    """Hexadecimal SHA-256 of the Ensembl ids in their order."""
+    return hashlib.sha256("\n".join(vocabulary.ensembl_ids).encode()).hexdigest()
 
 
 def read_module(folder: Path, config: dict[str, Any], n_genes: int) -> GeneBag:
@@ -97,7 +121,7 @@ def write_module(folder: Path, module: GeneBag, vocabulary: Vocabulary, config: 
         for name, tensor in module.state_dict().items()
     }
     with atomic_path(folder / WEIGHTS) as path:
-        save_file(tensors, path)
+        save_file(tensors, path, metadata={_GENES: genes_digest(vocabulary)})
     with atomic_path(folder / VOCABULARY) as path:
         vocabulary.write(path)
     with atomic_path(folder / CONFIG) as path:

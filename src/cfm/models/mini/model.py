@@ -23,6 +23,10 @@ from .tokenizer import MiniTokenizer
 
 OUTPUTS = frozenset({"cell"})
 
+_ROWS = 256
+"""Cells that go through the dense layers together, the last group padded. BLAS takes other paths for other numbers of
+rows and rounds differently; with one number for all, the bits of a vector do not depend on the cells beside it."""
+
 
 @dataclass
 class MiniModel:
@@ -49,6 +53,7 @@ class MiniModel:
         config = checkpoint.read_config(folder)
         vocabulary = checkpoint.read_vocabulary(folder)
         module = checkpoint.read_module(folder, config, len(vocabulary)).to(device)
+        checkpoint.check_vocabulary(folder, vocabulary)
         spec = ModelSpec(
             name=name,
             family="mini",
@@ -72,7 +77,11 @@ class MiniModel:
         if unknown := outputs - OUTPUTS:
             raise UnsupportedOutput(f"cfm-mini gives {sorted(OUTPUTS)}, not {sorted(unknown)}.")
         assert pack.values is not None
-        return {"cell": F.normalize(self.module(pack.ids, pack.values, pack.offsets), dim=-1)}
+        bags = self.module.bag(pack.ids, pack.values, pack.offsets)
+        parts = [
+            self.module.encoder(F.pad(part, (0, 0, 0, _ROWS - len(part))))[: len(part)] for part in bags.split(_ROWS)
+        ]
+        return {"cell": F.normalize(torch.cat(parts), dim=-1)}
 
     def gene_vectors(self) -> NDArray[np.float32]:
         """The decoder's vector of each gene, float32[genes, dim]: genes that go together point alike."""

@@ -51,21 +51,23 @@ class GeneBag(nn.Module):
         nn.init.constant_(self.output.bias, BASE_LOG_RATE)
 
     def forward(self, ids: Tensor, values: Tensor, offsets: Tensor) -> Tensor:
-        """Vectors of mean 0 and variance 1, float32[n_cells, dim].
+        """Vectors of mean 0 and variance 1, float32[n_cells, dim]; arguments as in `bag`."""
+        vectors: Tensor = self.encoder(self.bag(ids, values, offsets))
+        return vectors
+
+    def bag(self, ids: Tensor, values: Tensor, offsets: Tensor) -> Tensor:
+        """The sum of v_g E_g of each cell, float32[n_cells, width].
 
         Parameters
         ----------
         ids, values, offsets
             As in `cfm.models.Pack`.
         """
-        cell = torch.repeat_interleave(torch.arange(len(offsets) - 1, device=ids.device), offsets.diff())
-        squares = torch.zeros(len(offsets) - 1, device=ids.device).index_add_(0, cell, values * values)
-        scaled = values * (INPUT_NORM * squares.clamp_min(1e-12).rsqrt())[cell]
-        bag = F.embedding_bag(
+        squares = torch.segment_reduce(values * values, "sum", offsets=offsets)
+        scaled = values * torch.repeat_interleave(INPUT_NORM * squares.clamp_min(1e-12).rsqrt(), offsets.diff())
+        return F.embedding_bag(
             ids, self.embedding.weight, offsets, per_sample_weights=scaled, mode="sum", include_last_offset=True
         )
-        vectors: Tensor = self.encoder(bag)
-        return vectors
 
     def log_rates(self, vectors: Tensor, genes: Tensor) -> Tensor:
         """Log rate of genes for each cell, float32[n_cells, n_chosen], for a thousand visible counts."""
