@@ -87,7 +87,7 @@ def contaminated(adata: ad.AnnData) -> NDArray[np.bool_]:
         return np.asarray(adata[:, present].X.sum(axis=1)).ravel()
 
     found = np.zeros(adata.n_obs, bool)
-    for rule in Recipe.read(PACKAGED).data.contaminants:
+    for rule in (rule for rule in Recipe.read(PACKAGED).data.marker_rules if not rule.becomes):
         markers = counts(rule.markers)
         hit = (adata.obs["coarse"] == rule.label).to_numpy() & (markers >= rule.min_counts)
         hit &= 1e4 * markers / total >= rule.min_per_10k

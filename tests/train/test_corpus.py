@@ -8,7 +8,7 @@ from anndata import AnnData
 
 from cfm.errors import OptionError
 from cfm.train.corpus import UNLABELLED, Corpus, corpus_of, read_corpus
-from cfm.train.recipe import Contaminant, Data, Recipe, SourceFile, VocabularyRecipe
+from cfm.train.recipe import Data, MarkerRule, Recipe, SourceFile, VocabularyRecipe
 
 
 def test_counts_are_those_of_the_file_in_the_order_of_the_vocabulary(corpus: Corpus, pbmc: AnnData) -> None:
@@ -37,8 +37,8 @@ def test_split_is_disjoint_complete_and_repeatable(corpus: Corpus) -> None:
 
 
 def test_contaminants_lose_their_label_and_stay(pbmc: AnnData) -> None:
-    rule = Contaminant(label="dendritic cell", markers=["LYZ", "S100A8"], min_counts=5, min_per_10k=20)
-    data = Data(label_key="cell_type", contaminants=[rule])
+    rule = MarkerRule(label="dendritic cell", markers=["LYZ", "S100A8"], min_counts=5, min_per_10k=20)
+    data = Data(label_key="cell_type", marker_rules=[rule])
     corpus = corpus_of([pbmc], data, VocabularyRecipe(min_cells=5, min_files=1))
     markers = np.asarray(pbmc[:, ["LYZ", "S100A8"]].X.sum(axis=1)).ravel()
     share = 1e4 * markers / np.asarray(pbmc.X.sum(axis=1)).ravel() >= 20
@@ -46,6 +46,17 @@ def test_contaminants_lose_their_label_and_stay(pbmc: AnnData) -> None:
     assert expected.any()
     assert np.array_equal(corpus.files[0].labels == UNLABELLED, expected)
     assert corpus.n_cells == pbmc.n_obs
+
+
+def test_a_marker_rule_can_give_another_label(pbmc: AnnData) -> None:
+    rule = MarkerRule(label="monocyte", becomes="dendritic cell", markers=["FCER1A"], min_counts=1, absent=["CD14"])
+    data = Data(label_key="cell_type", marker_rules=[rule])
+    corpus = corpus_of([pbmc], data, VocabularyRecipe(min_cells=5, min_files=1))
+    counts = pbmc[:, ["FCER1A", "CD14"]].X.toarray()
+    moved = (pbmc.obs["cell_type"] == "monocyte").to_numpy() & (counts[:, 0] >= 1) & (counts[:, 1] == 0)
+    expected = np.where(moved, "dendritic cell", pbmc.obs["cell_type"].astype(str))
+    assert moved.any()
+    assert [corpus.labels[code] for code in corpus.files[0].labels] == expected.tolist()
 
 
 def test_ignored_and_missing_labels_count_as_unlabelled(pbmc: AnnData) -> None:

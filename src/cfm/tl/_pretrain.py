@@ -75,7 +75,7 @@ def pretrain(
             "label_key": labels_key,
             "label_table": None,
             "files": [],
-            "contaminants": [],
+            "marker_rules": [],
             "root": Path(),
         }
         plan = plan.model_copy(update={"data": plan.data.model_copy(update=own)})

@@ -20,7 +20,7 @@ from cfm.genes import GeneMatch, Vocabulary, match
 from cfm.genes.identifiers import human_ensembl_ids, human_genes
 from cfm.tokens import gene_rows
 
-from .recipe import Contaminant, Data, VocabularyRecipe
+from .recipe import Data, MarkerRule, VocabularyRecipe
 
 UNLABELLED = -1
 _CHUNK_CELLS = 4096
@@ -133,11 +133,11 @@ def _read(
         labels[:] = [table.get((name, label), "" if table else label) for label in given.astype(str)]
         labels[given.isna().to_numpy()] = ""
         labels[np.isin(labels, data.ignore_labels)] = ""
-    for rule in data.contaminants:
-        dropped = _contaminants(counts, every_gene, labels, rule, found)
-        if dropped.any():
-            logger.info("%s: %d cells of %r lose their label", name, int(dropped.sum()), rule.label)
-            labels[dropped] = ""
+    for rule in data.marker_rules:
+        chosen = _chosen(counts, every_gene, labels, rule)
+        if chosen.any():
+            logger.info("%s: %d cells of %r become %r", name, int(chosen.sum()), rule.label, rule.becomes)
+            labels[chosen] = rule.becomes
     measured = np.zeros(len(every_gene), bool)
     measured[found.tokens[found.tokens >= 0]] = True
     logger.info("%s: %d cells, %d genes, %d labelled", name, adata.n_obs, found.n_tokens, int((labels != "").sum()))
@@ -153,9 +153,11 @@ def _over_vocabulary(source: CountSource, found: GeneMatch, n_genes: int) -> sp.
     return sp.vstack(parts, format="csr")
 
 
-def _contaminants(
-    counts: sp.csr_array, genes: Vocabulary, labels: NDArray[np.object_], rule: Contaminant, found: GeneMatch
+def _chosen(
+    counts: sp.csr_array, genes: Vocabulary, labels: NDArray[np.object_], rule: MarkerRule
 ) -> NDArray[np.bool_]:
+    """bool[n_cells]: the cells that a rule holds for."""
+
     def total(symbols: list[str]) -> NDArray[np.float64]:
         columns = [genes.by_symbol[symbol] for symbol in symbols]
         return np.asarray(counts[:, columns].sum(axis=1)).ravel()

@@ -28,14 +28,17 @@ class SourceFile(_Table):
     """Licence of the data, for the model card."""
 
 
-class Contaminant(_Table):
-    """Cells under `label` that show the markers of something else lose their label (they stay for the main loss).
+class MarkerRule(_Table):
+    """Cells under `label` that show the markers of something else get another label, or none.
 
-    A cell is a contaminant when its counts of `markers` are at least `min_counts` and at least `min_per_10k` of
-    10,000, and its counts of `absent` are at most `max_absent` and of `rare` at most `max_rare`.
+    The rule holds for a cell whose counts of `markers` are at least `min_counts` and at least `min_per_10k` of
+    10,000, and whose counts of `absent` are at most `max_absent` and of `rare` at most `max_rare`. Its cells stay in
+    the corpus for the main loss.
     """
 
     label: str
+    becomes: str = ""
+    """The other label; empty for none."""
     markers: list[str]
     min_counts: int
     min_per_10k: float = 0.0
@@ -59,7 +62,8 @@ class Data(_Table):
     """Labels that say nothing: treated as unlabelled."""
     wide_labels: dict[str, list[str]] = {}
     """Labels that hold others; a wide label and its parts are never told apart in training."""
-    contaminants: list[Contaminant] = []
+    marker_rules: list[MarkerRule] = []
+    """Applied in their order."""
     ontology_ids: dict[str, str] = {}
     """Cell Ontology ids of labels, for the packaged reference."""
 
