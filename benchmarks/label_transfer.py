@@ -79,7 +79,7 @@ def read(data: Path, name: str, table: pd.DataFrame) -> ad.AnnData:
 
 
 def contaminated(adata: ad.AnnData) -> NDArray[np.bool_]:
-    """Cells that the packaged recipe takes for contaminants of their gate; the first rule that holds decides."""
+    """Cells that the packaged recipe takes for contaminants of their gate: those that one of its rules leaves without label."""
     total = np.asarray(adata.X.sum(axis=1)).ravel()
 
     def counts(symbols: list[str]) -> NDArray[np.float64]:

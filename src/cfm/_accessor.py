@@ -1,4 +1,4 @@
-"""``adata.cfm``: the functions of `cfm.pp`, `cfm.tl` and `cfm.pl` as methods of an AnnData object."""
+"""``adata.cfm``: `tokenize`, `embed` and `annotate` as methods of an AnnData object."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from cfm.genes import human_genes, human_previous_symbols, mouse_orthologs, strip_version
-from cfm.genes.identifiers import human_ensembl_ids, is_ensembl
+from cfm.genes.identifiers import human_ensembl_ids
 
 
 @pytest.mark.parametrize(
@@ -24,15 +24,6 @@ from cfm.genes.identifiers import human_ensembl_ids, is_ensembl
 )
 def test_only_ensembl_versions_are_stripped(text: str, plain: str) -> None:
     assert strip_version(text) == plain
-
-
-def test_gene_identifiers_are_told_from_transcripts_and_symbols() -> None:
-    assert is_ensembl("ENSG00000141510")
-    assert is_ensembl("ENSG00000141510.18")
-    assert is_ensembl("ENSMUSG00000059552")
-    assert not is_ensembl("ENST00000269305")
-    assert not is_ensembl("TP53")
-    assert not is_ensembl("ENSA")
 
 
 def test_well_known_genes_have_their_identifiers() -> None:

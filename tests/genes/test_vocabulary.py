@@ -15,7 +15,6 @@ def test_position_is_the_token_id() -> None:
     assert len(vocabulary) == 2
     assert vocabulary.by_ensembl == {CD3D: 0, TP53: 1}
     assert vocabulary.by_symbol == {"CD3D": 0, "TP53": 1}
-    assert vocabulary.names([1, 0, 1]) == ["TP53", "CD3D", "TP53"]
 
 
 def test_current_human_symbols_are_known_beside_the_models_own() -> None:

@@ -40,7 +40,7 @@ class Settings(_ScverseSettings):
     """Threads that tokenise. 0 takes all the cores this process may use."""
 
     cache_dir: Path = Path(pooch.os_cache("cfm"))
-    """Folder that keeps downloaded checkpoints."""
+    """Folder for downloaded checkpoints; no model is downloaded so far."""
 
 
 settings = Settings()

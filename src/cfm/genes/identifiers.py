@@ -9,7 +9,6 @@ from cfm._core.resources import read_tsv
 
 _PACKAGE = "cfm.genes.data"
 _VERSION = re.compile(r"^(ENS[A-Z]*[GTP]\d{11})(\.\d+)?(_PAR_Y)?$")
-_ENSEMBL = re.compile(r"^ENS[A-Z]*G\d{11}(\.\d+)?$")
 
 
 def strip_version(identifier: str) -> str:
@@ -22,11 +21,6 @@ def strip_version(identifier: str) -> str:
     """
     found = _VERSION.match(identifier) if identifier.startswith("ENS") else None
     return found.group(1) if found else identifier
-
-
-def is_ensembl(identifier: str) -> bool:
-    """Whether a text has the form of an Ensembl gene identifier, of any species."""
-    return _ENSEMBL.match(identifier) is not None
 
 
 @cache

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -110,7 +109,3 @@ class Vocabulary:
             writer = csv.writer(handle, delimiter="\t", lineterminator="\n")
             writer.writerow(["ensembl_id", "symbol"])
             writer.writerows(zip(self.ensembl_ids, self.symbols, strict=True))
-
-    def names(self, tokens: Sequence[int]) -> list[str]:
-        """Symbols of token ids."""
-        return [self.symbols[token] for token in tokens]

@@ -62,7 +62,7 @@ def tokenize(
 
     Raises
     ------
-    CountsError, GeneMatchError, UnknownModelError, CheckpointError
+    CountsError, GeneMatchError, MissingKeyError, OptionError, UnknownModelError, CheckpointError
         As in `cfm.tl.embed`.
 
     Examples

@@ -80,6 +80,8 @@ def annotate(
     ------
     OptionError
         `reference` without `labels_key`, too few labelled cells, or a model without packaged prototypes.
+    MissingKeyError
+        ``reference.obs`` has no column `labels_key`, and as in `cfm.tl.embed`.
     CountsError, GeneMatchError, UnknownModelError, CheckpointError
         As in `cfm.tl.embed`.
 

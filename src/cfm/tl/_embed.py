@@ -86,6 +86,10 @@ def embed(
         No raw counts where they were looked for.
     GeneMatchError
         Too few genes are known to the model; the message names the likely cause.
+    MissingKeyError
+        No such layer, column of ``var``, or stored tokens.
+    OptionError
+        No such device, no orthologs for `species`, or tokens of another model.
     UnknownModelError, CheckpointError
         The model does not exist, or its folder is damaged.
 
