@@ -19,24 +19,25 @@ from pathlib import Path
 import anndata as ad
 import h5py
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 
 import cfm
 
 
-def make(path: Path, n_cells: int) -> None:
+def make(path: Path, n_cells: int, part: int = 10_000) -> None:
     """Write a file part by part, so that making it needs no memory either."""
     pbmc = cfm.datasets.pbmc68k()
     counts, rng = sp.csr_matrix(pbmc.X), np.random.default_rng(0)
-    empty = ad.AnnData(sp.csr_matrix((0, pbmc.n_vars), dtype=np.float32), var=pbmc.var)
-    empty.write_h5ad(path)
-    with ad.settings.override(zarr_write_format=3), h5py.File(path, "r+") as handle:
+    sizes = [part] * (n_cells // part) + ([n_cells % part] if n_cells % part else [])
+    drawn = (counts[rng.integers(0, pbmc.n_obs, size)] for size in sizes)
+    ad.AnnData(next(drawn), var=pbmc.var).write_h5ad(path)
+    with h5py.File(path, "r+") as handle:
         matrix = ad.io.sparse_dataset(handle["X"])
-        for start in range(0, n_cells, 10_000):
-            matrix.append(counts[rng.integers(0, pbmc.n_obs, min(10_000, n_cells - start))])
-        del handle["obs"]
-        index = np.char.add("cell", np.arange(n_cells).astype(str))
-        ad.io.write_elem(handle, "obs", ad.AnnData(np.zeros((n_cells, 0)), obs={"obs_names": index}).obs)
+        for rows in drawn:
+            matrix.append(rows)
+        index = pd.Index([f"cell{i}" for i in range(n_cells)])
+        ad.io.write_elem(handle, "obs", pd.DataFrame(index=index))
 
 
 def embed(path: Path) -> None:

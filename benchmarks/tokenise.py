@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from side_by_side import compare
 
 import cfm
-from cfm.tokens import TokenBatch, gene_rows, rank_order
+from cfm.tokens import TokenBatch, gene_rows, rank_ids, rank_order
 
 VOCABULARY = 20_000
 
@@ -64,9 +64,8 @@ def path(counts: sp.csr_matrix, tokens: NDArray[np.int32], name: str) -> None:
 def encode(counts: sp.csr_matrix, tokens: NDArray[np.int32]) -> TokenBatch:
     """Known genes of each cell, highest count first, ties by token id."""
     rows = gene_rows(counts, tokens, VOCABULARY)
-    order = rank_order(rows.counts, rows.offsets)
-    place = order + np.repeat(rows.offsets[:-1], np.diff(rows.offsets))
-    return TokenBatch(rows.ids[place], None, rows.offsets, np.arange(counts.shape[0]))
+    ids = rank_ids(rows.ids, rows.counts, rows.offsets)
+    return TokenBatch(ids, None, rows.offsets, np.arange(counts.shape[0]))
 
 
 def loop_of_cells(counts: sp.csr_matrix, tokens: NDArray[np.int32]):

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -9,19 +9,21 @@ from cfm.tokens import pool
 
 
 @pytest.fixture
-def threaded(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+def threaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
     """How many threads the last call of a kernel was given, so that a test of threads cannot pass on one."""
-    last = [1]
+    workers = [0]
 
     class Counted(ThreadPoolExecutor):
-        def __init__(self, max_workers: int) -> None:
-            last[0] = max_workers
-            super().__init__(max_workers)
-
-    monkeypatch.setattr(pool, "ThreadPoolExecutor", Counted)
+        def __init__(self, max_workers: int, thread_name_prefix: str) -> None:
+            workers[0] = max_workers
+            super().__init__(max_workers, thread_name_prefix)
 
     def count() -> int:
-        found, last[0] = last[0], 1
-        return found
+        found, workers[0] = workers[0], 0
+        pool._pool.cache_clear()
+        return found + 1  # the caller's own thread
 
-    return count
+    monkeypatch.setattr(pool, "ThreadPoolExecutor", Counted)
+    pool._pool.cache_clear()
+    yield count
+    pool._pool.cache_clear()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import sys
 import threading
 
 import numpy as np
 import pytest
 
 import cfm
-from cfm.tokens import pool
+from cfm.tokens import pool, rank_order
 
 
 def parts_of(lengths: list[int], threads: int) -> list[tuple[int, int]]:
@@ -60,3 +62,17 @@ def test_threads_setting() -> None:
         assert pool.n_threads() == 3
     with cfm.settings.override(threads=0):
         assert pool.n_threads() >= 1
+
+
+def _rank(size: int) -> int:
+    with cfm.settings.override(threads=2):
+        return int(rank_order(np.arange(float(size)), np.array([0, size // 2, size]))[0])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_makes_threads_of_its_own() -> None:
+    size = 100_000
+    assert _rank(size) == size // 2 - 1  # the parent's threads exist now, and the child does not have them
+    with multiprocessing.get_context("fork").Pool(1) as child:
+        assert child.apply_async(_rank, (size,)).get(timeout=60) == size // 2 - 1

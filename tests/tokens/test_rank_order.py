@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import cfm
-from cfm.tokens import rank_order
+from cfm.tokens import rank_ids, rank_order
 
 
 def argsort_rows(values: NDArray[np.generic], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -101,3 +101,16 @@ def test_threads_change_nothing(dtype: str, threaded: Callable[[], int]) -> None
             assert threaded() == threads
     assert len(set(results)) == 1
     assert results[0] == argsort_rows(values, offsets).astype(np.int32).tobytes()
+
+
+def test_ids_come_in_rank_order(pbmc: AnnData) -> None:
+    counts = pbmc.X
+    offsets = counts.indptr.astype(np.int64)
+    ids = np.random.default_rng(0).permutation(counts.nnz).astype(np.int32)
+    expected = ids[rank_order(counts.data, offsets) + np.repeat(offsets[:-1], np.diff(offsets))]
+    np.testing.assert_array_equal(rank_ids(ids, counts.data, offsets), expected)
+
+
+def test_ids_and_values_go_together() -> None:
+    with pytest.raises(ValueError, match="2 ids do not go with 3 values"):
+        rank_ids(np.zeros(2, np.int32), np.zeros(3), np.array([0, 3]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,18 @@ def over_rows(kernel: Callable[[int, int], None], offsets: NDArray[np.int64]) ->
         return
     marks = offsets[0] + np.arange(1, parts) * n_values // parts
     edges = [0, *np.searchsorted(offsets, marks).tolist(), n_rows]
-    with ThreadPoolExecutor(parts) as pool:
-        for done in [pool.submit(kernel, a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]:
-            done.result()
+    # This thread does a part too; the pool stays, since threads that come and go leave their memory behind.
+    waiting = [_pool(parts - 1).submit(kernel, a, b) for a, b in zip(edges[1:-1], edges[2:], strict=True)]
+    kernel(edges[0], edges[1])
+    for done in waiting:
+        done.result()
+
+
+@cache
+def _pool(workers: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(workers, thread_name_prefix="cfm-rows")
+
+
+# Threads do not survive a fork: a child that kept the pool would wait for ever.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)
