@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from . import _accessor as _accessor
@@ -28,6 +29,8 @@ def __getattr__(name: str) -> object:
     # torch, scanpy and numba take seconds to import: a room is loaded when it is first used.
     if name in _LAZY:
         return import_module(f"{__name__}.{name}")
+    if name == "__version__":
+        return version("cfm-tools")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
 from importlib import import_module
+from types import MethodType
 from typing import Any
 
 import anndata
@@ -34,7 +34,8 @@ class CfmAccessor:
 
     def __getattr__(self, name: str) -> Any:
         if name in _METHODS:
-            return partial(getattr(import_module(_METHODS[name]), name), self._adata)
+            # Bound like a method, so that help shows the function's own text and signature.
+            return MethodType(getattr(import_module(_METHODS[name]), name), self._adata)
         raise AttributeError(f"adata.cfm has no {name!r}. It has {sorted(_METHODS)}.")
 
     def __dir__(self) -> list[str]:

@@ -43,14 +43,14 @@ def test_the_table_says_what_was_found_and_that_it_is_no_test(tmp_path, pbmc, mo
     assert main(["demo", "--output-folder", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     cfm.tl.annotate(pbmc)
-    agreement = (pbmc.obs["cfm_label"].astype(str) == pbmc.obs["cell_type"].astype(str)).mean()
+    accuracy = (pbmc.obs["cfm_label"].astype(str) == pbmc.obs["cell_type"].astype(str)).mean()
     unknown = int((pbmc.obs["cfm_label"] == "unknown").sum())
     lines = {line[2:17].strip(): line[19:] for line in text.splitlines() if line.startswith("  ")}
     assert lines["cells"] == "700"
     assert lines["genes matched"].endswith(" of 765")
     assert lines["labels found"] == str(len(set(pbmc.obs["cfm_label"]) - {"unknown"}))
     assert lines["unknown cells"] == str(unknown)
-    assert lines["agreement"] == f"{agreement:.1%} of all cells with the known labels"
+    assert lines["accuracy"] == f"{accuracy:.1%} of all cells, against the known labels"
     assert "seconds" in lines
     assert "a demonstration, not a test" in text
 

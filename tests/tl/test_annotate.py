@@ -218,7 +218,7 @@ def test_cells_of_a_type_that_the_reference_lacks_can_be_unknown(pbmc: AnnData) 
         [label == UNKNOWN for label in labels(lymphocytes.copy(), reference=lymphocytes, labels_key="cell_type")]
     )
     assert unknown > 0.2
-    assert own < 0.02
+    assert own < 0.05  # a label reaches to the 99th percentile of its cells, and somewhat further
 
 
 def test_cells_without_a_label_are_left_out(pbmc: AnnData) -> None:

@@ -25,5 +25,5 @@ def small_recipe() -> Recipe:
 @pytest.fixture
 def corpus(pbmc: AnnData, small_recipe: Recipe) -> Corpus:
     """The packaged blood cells in two files."""
-    halves = [pbmc[:400].copy(), pbmc[400:].copy()]
+    halves = {"first": pbmc[:400].copy(), "second": pbmc[400:].copy()}
     return corpus_of(halves, small_recipe.data, small_recipe.vocabulary)

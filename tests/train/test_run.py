@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from anndata import AnnData
 from safetensors.numpy import load_file
 
@@ -17,7 +18,7 @@ import cfm
 from cfm.errors import OptionError
 from cfm.train import run
 from cfm.train.corpus import Corpus
-from cfm.train.recipe import Recipe
+from cfm.train.recipe import PACKAGED, Data, Recipe
 
 RECIPE = """
 name = "small"
@@ -44,7 +45,7 @@ def test_a_trained_folder_embeds_and_annotates(
     assert pbmc.obsm["X_cfm"].shape == (700, 16)
     assert set(pbmc.obs["cfm_label"].astype(str)) <= {*corpus.labels, "unknown"}
     card = (tmp_path / "model" / "README.md").read_text()
-    assert "| adata_0 | 400 | 400 | not stated |" in card
+    assert "| first | 400 | 400 | not stated |" in card
     assert cfm.models.info(tmp_path / "model").family == "mini"
 
 
@@ -94,3 +95,18 @@ def test_data_and_a_recipe_with_files_are_refused(pbmc: AnnData, tmp_path: Path)
     recipe.write_text('[data]\nfiles = [{ path = "a.h5ad" }]\n')
     with pytest.raises(OptionError, match="names files"):
         cfm.tl.pretrain(pbmc, tmp_path / "model", recipe=recipe)
+
+
+def test_a_model_of_own_cells_says_nothing_of_the_packaged_one(pbmc: AnnData, tmp_path: Path) -> None:
+    state = torch.random.get_rng_state()
+    pbmc.write_h5ad(tmp_path / "cells.h5ad")
+    with pytest.raises(OptionError, match="epochs=0"):
+        cfm.tl.pretrain(tmp_path / "cells.h5ad", tmp_path / "mine", epochs=0)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(RECIPE)
+    plan = Recipe.read(PACKAGED).without_corpus("mine")
+    assert (plan.name, plan.version, plan.licence) == ("mine", "0", "not stated")
+    assert plan.data == Data()
+    assert not plan.reference.rename
+    cfm.tl.pretrain(tmp_path / "cells.h5ad", tmp_path / "mine", recipe=recipe, epochs=1)
+    assert torch.equal(torch.random.get_rng_state(), state)

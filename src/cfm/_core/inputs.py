@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from anndata import AnnData
 
 from .errors import OptionError
 from .logging import logger
+from .records import UNS
 
 
 def writable(adata: AnnData, copy: bool) -> AnnData:
     """The object to write to: `adata` itself, or a copy of it."""
     if not isinstance(adata, AnnData):
         msg = f"Expected an AnnData object, got {type(adata).__name__}. Read a file with anndata.read_h5ad(path) first."
+        raise OptionError(msg)
+    if not isinstance(kept := adata.uns.get(UNS, {}), Mapping):
+        msg = f"uns[{UNS!r}] is kept for the records of cfm, and holds {type(kept).__name__}. Move it to another key."
         raise OptionError(msg)
     if copy:
         if adata.isbacked:

@@ -62,6 +62,13 @@ class CountSource:
         for start in range(0, self.n_cells, chunk_cells):
             stop = min(start + chunk_cells, self.n_cells)
             counts = self.read(start, stop)
+            # Compiled code reads these as addresses.
+            if counts.nnz and not 0 <= counts.indices.min() <= counts.indices.max() < len(self.var):
+                msg = (
+                    f"{self.where} is damaged: cells {start:,} to {stop - 1:,} have values in columns beyond the "
+                    f"{len(self.var):,} genes. Write the file again from where it came."
+                )
+                raise CountsError(msg)
             evidence = Evidence.of(counts.data)
             if not evidence.is_counts:
                 values = np.flatnonzero(~is_count(counts.data))

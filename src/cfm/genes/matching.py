@@ -131,7 +131,7 @@ def match(
     GeneMatchError
         Fewer than `min_genes` genes match, or duplicates where the model refuses them.
     """
-    species = species or vocabulary.species
+    species = (species or vocabulary.species).lower()
     lookups = list(_lookups(vocabulary, species, gene_table))
     best: GeneMatch | None = None
     for column, values in _candidates(var, gene_column):
@@ -144,7 +144,7 @@ def match(
             if best is None or n_tokens > best.n_tokens:
                 best = GeneMatch(tokens[codes], np.array(names, str)[codes], column, identifier, species, n_tokens)
     if best is None or best.n_tokens < min_genes:
-        raise GeneMatchError(_too_few(best, var, vocabulary, species, gene_column, gene_table))
+        raise GeneMatchError(_too_few(best, var, vocabulary, species, gene_column, gene_table, min_genes))
     if vocabulary.duplicates == "reject":
         _refuse_duplicates(best)
     return best
@@ -237,6 +237,7 @@ def _too_few(
     species: str,
     gene_column: str | None,
     gene_table: Mapping[str, str] | None,
+    min_genes: int,
 ) -> str:
     looked = gene_column or f"var_names and the columns {[str(c) for c in var.columns]}"
     n_tokens = best.n_tokens if best is not None else 0
@@ -245,5 +246,5 @@ def _too_few(
     cause = likely_cause(names, species) if gene_table is None else table_cause(names, gene_table)
     return (
         f"Only {n_tokens:,} of {len(var):,} genes are among the {len(vocabulary):,} genes of the model; it needs "
-        f"{MIN_GENES}. Looked at {looked}; best was {column}, which begins {[str(n) for n in names[:5]]}.\n{cause}"
+        f"{min_genes}. Looked at {looked}; best was {column}, which begins {[str(n) for n in names[:5]]}.\n{cause}"
     )

@@ -23,6 +23,7 @@ _REACH_QUANTILE = 0.99
 _REACH_SLACK = 1.25
 
 _FACTS = "reference"
+_BLOCK_CELLS = 8192
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,17 @@ class Reference:
         label is ``"unknown"``, and so is a cell whose vector is zero: nothing of it could be read.
         """
         index = NearestNeighbors(n_neighbors=self.n_neighbors).fit(self.vectors)
-        if len(vectors) == 0:
+        # In blocks: the votes are a table of cells times labels.
+        starts = range(0, len(vectors), _BLOCK_CELLS)
+        parts = [self._transfer(index, vectors[start : start + _BLOCK_CELLS]) for start in starts]
+        if not parts:
             return Transfer(np.empty(0, object), np.empty(0, np.float32), np.empty(0, np.float32))
+        return Transfer(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+    def _transfer(
+        self, index: NearestNeighbors, vectors: NDArray[np.float32]
+    ) -> tuple[NDArray[np.object_], NDArray[np.float32], NDArray[np.float32]]:
+        """The three columns of `Transfer` for some cells."""
         distances, neighbors = index.kneighbors(vectors)
         rows = np.arange(len(vectors))[:, None]
         votes = np.zeros((len(vectors), len(self.names)))
@@ -145,7 +155,7 @@ class Reference:
         labels = np.asarray(self.names, dtype=object)[winner]
         labels[(mean_distance > self.reach[winner]) | ~vectors.any(axis=1)] = UNKNOWN
         confidence = (votes[rows[:, 0], winner] / self.n_neighbors).astype(np.float32)
-        return Transfer(labels, confidence, mean_distance)
+        return labels, confidence, mean_distance
 
     def write(self, path: Path, weights_digest: str) -> None:
         """Write a safetensors file; vectors in float16, and the digest of the weights that made them."""

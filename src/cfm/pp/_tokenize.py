@@ -93,8 +93,10 @@ def tokenize(
     ids = [batch.ids for batch in batches]
     adata.obsm[key] = _matrix(ids, np.dtype(np.int32), lengths, loaded.spec.max_tokens)
     if has_values:
+        announce_overwrite(adata, "obsm", values_key)
         values = [batch.values for batch in batches if batch.values is not None]
         adata.obsm[values_key] = _matrix(values, np.dtype(np.float32), lengths, loaded.spec.max_tokens)
+    announce_overwrite(adata, "obs", length_key)
     adata.obs[length_key] = lengths.astype(np.int32)
     facts = prepared.facts() | {"values_key": values_key if has_values else None}
     records.write_record(adata.uns, key, records.make_record("cfm.pp.tokenize", **facts))
@@ -110,5 +112,10 @@ def _matrix(
     """Ragged rows as CSR: column = position."""
     offsets = np.concatenate(([0], np.cumsum(lengths)))
     data = np.concatenate(parts) if parts else np.zeros(0, dtype)
-    positions = np.arange(len(data)) - np.repeat(offsets[:-1], lengths)
-    return sp.csr_matrix((data, positions.astype(np.int32), offsets), shape=(len(lengths), width))
+    positions = np.ones(len(data), np.int32)
+    # Each position is one more than the one before; a new cell steps back from the last of the old one to 0.
+    filled = lengths > 0
+    positions[offsets[:-1][filled][1:]] = 1 - lengths[filled][:-1]
+    positions[:1] = 0
+    np.cumsum(positions, out=positions)
+    return sp.csr_matrix((data, positions, offsets), shape=(len(lengths), width))

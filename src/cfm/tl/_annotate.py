@@ -51,7 +51,7 @@ def annotate(
     reference
         Labelled cells with raw counts, of any gene list.
     labels_key
-        Column of ``reference.obs`` with the labels; cells without one (NaN) are left out. Needed with `reference`.
+        Column of ``reference.obs`` with the labels; cells without one (NaN, ``"unknown"``) are left out. Needed with `reference`.
     n_neighbors
         Labelled cells that vote, with `reference`. Packaged prototypes bring their own number.
     model, layer, gene_column, species, gene_table, device
@@ -104,6 +104,7 @@ def annotate(
 
     announce_overwrite(adata, "obs", key)
     adata.obs[key] = pd.Categorical(transfer.labels.astype(str))
+    announce_overwrite(adata, "obs", f"{key}{records.CONFIDENCE_SUFFIX}")
     adata.obs[f"{key}{records.CONFIDENCE_SUFFIX}"] = transfer.confidence
     n_unknown = int((transfer.labels == UNKNOWN).sum())
     logger.info(
@@ -151,8 +152,14 @@ def _reference(reference: AnnData | None, labels_key: str | None, n_neighbors: i
     result = infer.run(model, prepared.stream, reference.n_obs, settings.pack_tokens)
     logger.info("annotate: reference: %s", prepared)
     labels = pd.Series(reference.obs[labels_key])
-    kept = labels.notna().to_numpy() & (result.lengths > 0)
-    return Reference.of(result.vectors[kept], labels[kept].astype(str).to_numpy(dtype=str), n_neighbors=n_neighbors)
+    names = labels.astype(str).to_numpy(dtype=str)
+    unknown = names == UNKNOWN
+    if unknown.any():
+        logger.info(
+            "annotate: %d reference cells labelled %r are left out, as those without a label", unknown.sum(), UNKNOWN
+        )
+    kept = labels.notna().to_numpy() & ~unknown & (result.lengths > 0)
+    return Reference.of(result.vectors[kept], names[kept], n_neighbors=n_neighbors)
 
 
 def _columns(adata: AnnData) -> list[str]:

@@ -115,12 +115,14 @@ def embed(
         result = infer.run(loaded, _stored(adata, tokens, loaded), adata.n_obs, settings.pack_tokens)
         logger.info("embed: tokens from obsm[%r]; %s on %s", tokens, loaded.spec.name, loaded.device)
         facts = adata.uns[records.UNS][tokens] | {"device": str(loaded.device), "tokens": tokens}
+        gene_column, species = gene_column or facts["gene_column"], species or facts["species"]
 
     # All that can fail comes before the first result is written.
     gene_vectors = _gene_vectors(adata, loaded, gene_column, species, gene_table) if genes else None
     announce_overwrite(adata, "obsm", key)
     adata.obsm[key] = result.vectors
     n_genes = records.N_GENES if key_added is None else f"{key_added}_n_genes"
+    announce_overwrite(adata, "obs", n_genes)
     adata.obs[n_genes] = result.lengths.astype(np.int32)
     if gene_vectors is not None:
         genes_key = records.GENE_VECTORS if key_added is None else f"{key_added}_genes"
@@ -152,6 +154,10 @@ def _stored(adata: AnnData, key: str, model: CellModel) -> Any:
         )
         raise OptionError(msg)
     values_key = record.get("values_key")
+    if values_key and values_key not in adata.obsm:
+        raise MissingKeyError(
+            f"obsm has {key!r} but not {values_key!r}, which belongs to it. Run cfm.pp.tokenize again."
+        )
     values = as_csr(adata.obsm[values_key]) if values_key else None
     return infer.stored_tokens(as_csr(adata.obsm[key]), values, settings.chunk_cells)
 

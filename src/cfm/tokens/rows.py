@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 import scipy.sparse as sp
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
@@ -101,7 +101,7 @@ def _map_rows(indptr, indices, data, tokens, n_tokens, first, last, ids, values,
         for place in range(len(bits)):
             word = bits[place]
             while word:
-                token = 64 * place + _trailing_zeros(word)
+                token = 64 * place + _trailing_zeros(word)  # type: ignore[call-arg]
                 word &= word - one
                 ids[out] = token
                 values[out] = sums[token]
@@ -112,7 +112,7 @@ def _map_rows(indptr, indices, data, tokens, n_tokens, first, last, ids, values,
 
 
 @intrinsic
-def _trailing_zeros(_typing, word):  # type: ignore[no-untyped-def]
+def _trailing_zeros(_typing, _word):  # type: ignore[no-untyped-def]
     """Position of the lowest set bit of a word that is not 0: one instruction of the processor."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]

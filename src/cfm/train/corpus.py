@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import anndata as ad
@@ -88,21 +89,25 @@ class Corpus:
 def read_corpus(data: Data, vocabulary: VocabularyRecipe) -> Corpus:
     """Read the files of a recipe, choose the vocabulary from them, and bring their labels to common names."""
     if not data.files:
-        raise OptionError("The recipe names no files. Add [[data.files]] tables with a path each.")
+        raise OptionError("The recipe names no files. Add [[data.files]] tables with a path each, or pass data=.")
     table = _label_table(data)
+    for entry in data.files:
+        if not (data.root / entry.path).is_file():
+            msg = f"There is no file {data.root / entry.path}. Name the folder of the files with data_root="
+            raise OptionError(msg)
     raw = []
     for entry in data.files:
-        path = data.root / entry.path
-        if not path.is_file():
-            raise OptionError(f"{path} of the recipe does not exist. Give the folder of the data with --data.")
-        raw.append(_read(ad.read_h5ad(path), path.stem, entry.species, entry.licence, data, table))
-    return _unite(raw, vocabulary)
+        adata = ad.read_h5ad(data.root / entry.path)
+        raw.append(_read(adata, entry.path.stem, entry.species, entry.licence, data, table))
+    return _unite(raw, data, vocabulary)
 
 
-def corpus_of(adatas: Sequence[ad.AnnData], data: Data, vocabulary: VocabularyRecipe) -> Corpus:
-    """The corpus of objects in memory."""
-    raw = [_read(adata, f"adata_{i}", "human", "not stated", data, {}) for i, adata in enumerate(adatas)]
-    return _unite(raw, vocabulary)
+def corpus_of(
+    adatas: Mapping[str, ad.AnnData], data: Data, vocabulary: VocabularyRecipe, *, species: str = "human"
+) -> Corpus:
+    """The corpus of objects in memory, by name."""
+    raw = [_read(adata, name, species, "not stated", data, {}) for name, adata in adatas.items()]
+    return _unite(raw, data, vocabulary)
 
 
 @dataclass(frozen=True)
@@ -111,9 +116,11 @@ class _RawFile:
     counts: sp.csr_array  # over all human genes
     measured: NDArray[np.bool_]
     labels: NDArray[np.object_]  # "" for none
+    columns: tuple[str, ...]  # of obs
     licence: str
 
 
+@cache
 def _all_genes() -> Vocabulary:
     symbol_of = {identifier: symbol for symbol, identifier in human_genes().items()}
     identifiers = tuple(sorted(human_ensembl_ids()))
@@ -141,7 +148,7 @@ def _read(
     measured = np.zeros(len(every_gene), bool)
     measured[found.tokens[found.tokens >= 0]] = True
     logger.info("%s: %d cells, %d genes, %d labelled", name, adata.n_obs, found.n_tokens, int((labels != "").sum()))
-    return _RawFile(name, counts, measured, labels, licence)
+    return _RawFile(name, counts, measured, labels, tuple(map(str, adata.obs.columns)), licence)
 
 
 def _over_vocabulary(source: CountSource, found: GeneMatch, n_genes: int) -> sp.csr_array:
@@ -173,8 +180,11 @@ def _chosen(
     )
 
 
-def _unite(raw: Sequence[_RawFile], recipe: VocabularyRecipe) -> Corpus:
+def _unite(raw: Sequence[_RawFile], data: Data, recipe: VocabularyRecipe) -> Corpus:
     """Choose the genes, cut every file to them, and number the labels."""
+    if data.label_key is not None and not any(data.label_key in file.columns for file in raw):
+        there = sorted({column for file in raw for column in file.columns})
+        raise MissingKeyError(f"obs of no file has the column {data.label_key!r}. There are {there}.")
     every_gene = _all_genes()
     detected = np.array([np.bincount(file.counts.indices, minlength=len(every_gene)) for file in raw])
     min_files = min(recipe.min_files, len(raw))
@@ -210,7 +220,7 @@ def _label_table(data: Data) -> dict[tuple[str, str], str]:
         return {}
     path: Path = data.root / data.label_table
     if not path.is_file():
-        raise OptionError(f"{path} of the recipe does not exist. Give the folder of the data with --data.")
+        raise OptionError(f"There is no label table {path}. Name the folder that holds it with data_root=")
     with path.open(encoding="utf-8", newline="") as handle:
         rows = list(csv.DictReader(handle, delimiter="\t"))
     missing = {"dataset", "cell_type", "coarse"} - rows[0].keys() if rows else {"dataset", "cell_type", "coarse"}

@@ -57,7 +57,7 @@ class Data(_Table):
     label_key: str | None = None
     """Column of obs with labels; files without it count as unlabelled."""
     label_table: Path | None = None
-    """Tab-separated table that maps (dataset, cell_type) to (coarse, ontology_id), relative to `root`."""
+    """Tab-separated table that maps (dataset, cell_type) to coarse, relative to `root`."""
     ignore_labels: list[str] = []
     """Labels that say nothing: treated as unlabelled."""
     wide_labels: dict[str, list[str]] = {}
@@ -144,6 +144,15 @@ class Recipe(_Table):
     objective: Objective = Objective()
     training: Training = Training()
     reference: ReferenceRecipe = ReferenceRecipe()
+
+    def without_corpus(self, name: str) -> Recipe:
+        """The hyper-parameters alone, for other cells: nothing that was said of the old ones is kept."""
+        reference = ReferenceRecipe(
+            prototypes_per_label_and_file=self.reference.prototypes_per_label_and_file,
+            n_neighbors=self.reference.n_neighbors,
+        )
+        facts = {"name": name, "version": "0", "licence": "not stated", "data": Data(), "reference": reference}
+        return self.model_copy(update=facts)
 
     @classmethod
     def read(cls, path: str | Path, *, root: str | Path | None = None) -> Recipe:

@@ -78,7 +78,15 @@ def run(corpus: Corpus, recipe: Recipe, folder: Path) -> dict[str, float]:
         The folder holds a run of another recipe or other cells.
     """
     _claim(folder / RUN, corpus, recipe)
-    pl.seed_everything(recipe.training.seed, verbose=False)
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers are not ours to change
+        torch.manual_seed(recipe.training.seed)  # noqa: TID251 -- within the fork only
+        module, losses, epochs = _train(corpus, recipe, folder)
+    _write(folder, module, corpus, recipe, losses, epochs)
+    return losses
+
+
+def _train(corpus: Corpus, recipe: Recipe, folder: Path) -> tuple[GeneBag, dict[str, float], dict[str, int]]:
+    """The best network, its validation losses, and how many epochs it took."""
     train, validation = corpus.split(recipe.training.validation_share, recipe.training.seed)
     task = MaskedGenes(
         GeneBag(len(corpus.vocabulary), recipe.model.width, recipe.model.dim),
@@ -105,15 +113,14 @@ def run(corpus: Corpus, recipe: Recipe, folder: Path) -> dict[str, float]:
         measured = trainer.validate(task, datamodule=steps, verbose=False)[0]
     losses = {name: float(value) for name, value in measured.items()}
     epochs = {"epochs": trainer.current_epoch, "best_epoch": int(kept["epoch"]) + 1}
-    _write(folder, task.module.cpu().eval(), corpus, recipe, losses, epochs)
-    return losses
+    return task.module.cpu().eval(), losses, epochs
 
 
 def _claim(run_folder: Path, corpus: Corpus, recipe: Recipe) -> None:
     """Note in the run's folder what it trains; a run of something else there is an error, not a start."""
     run_folder.mkdir(parents=True, exist_ok=True)
     cells = [(file.name, *file.counts.shape, float(file.counts.sum())) for file in corpus.files]
-    plan = recipe.model_dump(mode="json", exclude={"data": {"root"}, "training": {"max_epochs", "patience"}})
+    plan = recipe.model_dump(mode="json", exclude={"data": {"root"}, "training": {"patience"}})
     note = json.dumps({"recipe": plan, "cells": cells, "genes": corpus.vocabulary.ensembl_ids}, indent=1)
     path = run_folder / "run.json"
     if path.is_file() and path.read_text(encoding="utf-8") != note:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from cfm._core.errors import UnsupportedOutput
+from cfm._core.errors import CheckpointError, UnsupportedOutput
 from cfm.genes import GeneMatch, Vocabulary
 from cfm.models.contract import ModelSpec, Pack
 from cfm.models.reference import Reference
@@ -90,4 +90,9 @@ class MiniModel:
     def reference(self) -> Reference | None:
         """Labelled prototypes that came with the weights, or None."""
         path = self.folder / checkpoint.REFERENCE
-        return Reference.read(path, self.spec.digest) if path.is_file() else None
+        if not path.is_file():
+            return None
+        found = Reference.read(path, self.spec.digest)
+        if (length := found.vectors.shape[1]) != self.spec.dim:
+            raise CheckpointError(f"{path} holds vectors of {length} numbers, the model gives {self.spec.dim}.")
+        return found
