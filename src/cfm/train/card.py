@@ -16,7 +16,8 @@ def model_card(
 ) -> str:
     """Markdown with the data, their licences, the seed, the losses and the reference."""
     rows = [
-        f"| {file.name} | {file.counts.shape[0]:,} | {int((file.labels != UNLABELLED).sum()):,} | {file.licence} |"
+        f"| {file.name} | {file.counts.shape[0]:,} | {int((file.labels != UNLABELLED).sum()):,} "
+        f"| {file.source or 'not stated'} | {file.licence} |"
         for file in corpus.files
     ]
     lines = [
@@ -27,10 +28,13 @@ def model_card(
         "",
         "## Training data",
         "",
-        "| file | cells | labelled | licence of the source repository |",
-        "| --- | --- | --- | --- |",
+        "| file | cells | labelled | repository it came from | licence of that repository |",
+        "| --- | --- | --- | --- | --- |",
         *rows,
-        f"| all | {corpus.n_cells:,} | | |",
+        f"| all | {corpus.n_cells:,} | | | |",
+        "",
+        "The licence is that of the repository as a whole, which is mostly software; the terms of the data themselves "
+        "were not checked. The weights are numbers fitted to these counts and hold no copy of a file.",
         "",
         "## Training",
         "",
@@ -51,7 +55,8 @@ def model_card(
             "",
             "## Reference for annotation",
             "",
-            f"{len(reference.codes):,} prototypes of {len(reference.names)} labels.",
+            f"{len(reference.codes):,} prototypes of {len(reference.names)} labels: cells where a file has few of a "
+            "label, else means of near cells. Ids are those of the Cell Ontology (CC BY 4.0).",
             "",
             "| label | Cell Ontology | prototypes |",
             "| --- | --- | --- |",

@@ -42,7 +42,9 @@ class LabelledFile:
     labels
         int64[n_cells]: position in `Corpus.labels`, -1 for none.
     licence
-        Licence of the data.
+        Licence of the repository that the data came from.
+    source
+        That repository, where the file says so in ``uns["source"]["repo"]``.
     """
 
     name: str
@@ -50,6 +52,7 @@ class LabelledFile:
     measured: NDArray[np.bool_]
     labels: NDArray[np.int64]
     licence: str
+    source: str
 
     @property
     def tells_labels_apart(self) -> bool:
@@ -118,6 +121,7 @@ class _RawFile:
     labels: NDArray[np.object_]  # "" for none
     columns: tuple[str, ...]  # of obs
     licence: str
+    source: str
 
 
 @cache
@@ -148,7 +152,12 @@ def _read(
     measured = np.zeros(len(every_gene), bool)
     measured[found.tokens[found.tokens >= 0]] = True
     logger.info("%s: %d cells, %d genes, %d labelled", name, adata.n_obs, found.n_tokens, int((labels != "").sum()))
-    return _RawFile(name, counts, measured, labels, tuple(map(str, adata.obs.columns)), licence)
+    return _RawFile(name, counts, measured, labels, tuple(map(str, adata.obs.columns)), licence, _source_of(adata))
+
+
+def _source_of(adata: ad.AnnData) -> str:
+    source = adata.uns.get("source")
+    return str(source.get("repo", "")) if isinstance(source, Mapping) else ""
 
 
 def _over_vocabulary(source: CountSource, found: GeneMatch, n_genes: int) -> sp.csr_array:
@@ -208,6 +217,7 @@ def _unite(raw: Sequence[_RawFile], data: Data, recipe: VocabularyRecipe) -> Cor
             measured=file.measured[genes],
             labels=np.array([code[label] for label in file.labels], dtype=np.int64),
             licence=file.licence,
+            source=file.source,
         )
         for file in raw
     )
