@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,7 @@ def test_environment_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     monkeypatch.setenv("CFM_CHUNK_CELLS", "none")
     with pytest.raises(ValidationError, match="chunk_cells"):
         Settings()
+
+
+def test_version() -> None:
+    assert cfm.__version__ == version("cfm-tools")

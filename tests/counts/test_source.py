@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import anndata as ad
+import h5py
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -188,3 +189,13 @@ def test_streaming_a_file_never_holds_the_matrix(many: Path, kind: str, monkeypa
     assert cells == adata.n_obs
     assert stored > 20 * 140_000
     assert peak < whole * (0.5 if "csc" in kind else 0.3)
+
+
+def test_an_index_beyond_the_genes_is_damage(pbmc: AnnData, tmp_path: Path) -> None:
+    path = tmp_path / "cells.h5ad"
+    pbmc.write_h5ad(path)
+    with h5py.File(path, "r+") as handle:
+        handle["X/indices"][5] = pbmc.n_vars
+    source = find_counts(ad.read_h5ad(path, backed="r"))
+    with pytest.raises(CountsError, match=r"X is damaged: cells 0 to 699 have values in columns beyond the 765 genes"):
+        list(source.chunks(1000))

@@ -322,3 +322,13 @@ def test_bad_counts_and_genes_reach_the_user(few: AnnData, log_normalise: LogNor
     few.var_names = [f"feature_{i}" for i in range(few.n_vars)]
     with pytest.raises(GeneMatchError, match="Only 0 of 765"):
         cfm.tl.annotate(few)
+
+
+def test_reference_cells_called_unknown_count_as_unlabelled(pbmc: AnnData, said: list[str]) -> None:
+    reference = pbmc.copy()
+    names = reference.obs["cell_type"].astype(str)
+    reference.obs["mine"] = np.where(names == "NK cell", "unknown", names)
+    cfm.tl.annotate(pbmc, reference=reference, labels_key="mine")
+    assert any("reference cells labelled 'unknown' are left out" in line for line in said)
+    assert pbmc.uns["cfm"]["cfm_label"]["n_reference"] == pbmc.n_obs - (names == "NK cell").sum()
+    assert "unknown" not in list(pbmc.uns["cfm"]["cfm_label"]["labels"])

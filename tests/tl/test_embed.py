@@ -556,3 +556,17 @@ def test_no_gene_known_is_an_error(few: AnnData) -> None:
 def test_what_is_no_object_is_an_error() -> None:
     with pytest.raises(OptionError, match="got str"):
         cfm.tl.embed("cells.h5ad")  # type: ignore[arg-type]
+
+
+def test_tokens_without_their_values_are_refused(few: AnnData) -> None:
+    cfm.pp.tokenize(few)
+    del few.obsm["cfm_values"]
+    with pytest.raises(MissingKeyError, match=r"'cfm_tokens' but not 'cfm_values'"):
+        cfm.tl.embed(few, tokens="cfm_tokens")
+
+
+def test_a_key_of_ours_that_holds_something_else_is_refused_before_the_work(few: AnnData) -> None:
+    few.uns["cfm"] = "mine"
+    with pytest.raises(OptionError, match=r"uns\['cfm'\] is kept for the records of cfm, and holds str"):
+        cfm.tl.embed(few)
+    assert "X_cfm" not in few.obsm

@@ -22,8 +22,8 @@ _TRUTH = "cell_type"
 
 _CAVEAT = """\
 The known labels were made by comparing each cell with sorted blood populations, and cfm-mini was trained on those
-sorted populations. So the accuracy is a demonstration, not a test. Most dendritic
-cells are called monocytes: the training sets hold few of them from blood."""
+sorted populations. So the accuracy is a demonstration, not a test. Most dendritic cells are called monocytes: the
+training sets hold few of them from blood."""
 
 
 def add_command(commands: Commands) -> None:
