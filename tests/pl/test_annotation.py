@@ -46,7 +46,7 @@ def test_confusion_has_the_numbers_of_the_table(labelled: AnnData) -> None:
 
 def test_boxes_show_the_confidence_of_each_label(labelled: AnnData) -> None:
     _, right = cfm.pl.annotation(labelled, truth="cell_type").axes
-    names = sorted(set(labelled.obs["cfm_label"]))
+    names = sorted(set(labelled.obs["cfm_label"]) - {"unknown"})  # which have no confidence
     groups = [labelled.obs["cfm_label_confidence"][labelled.obs["cfm_label"] == name] for name in names]
     assert ticks(right)[1] == [f"{name} ({len(group):,})" for name, group in zip(names, groups, strict=True)]
     # Six lines for each label: the box, two whiskers, two caps, the median.
@@ -68,7 +68,7 @@ def test_boxes_show_the_confidence_of_each_label(labelled: AnnData) -> None:
 def test_without_known_labels_there_is_one_panel(labelled: AnnData) -> None:
     figure = cfm.pl.annotation(labelled)
     (axes,) = figure.axes
-    assert len(ticks(axes)[1]) == labelled.obs["cfm_label"].nunique()
+    assert len(ticks(axes)[1]) == labelled.obs["cfm_label"].nunique() - 1  # all but unknown
     assert not axes.images
 
 

@@ -15,6 +15,7 @@ from anndata import AnnData
 import cfm
 from cfm import models
 from cfm.errors import CountsError, GeneMatchError, MissingKeyError, OptionError, UnknownModelError
+from cfm.genes import human_genes, mouse_orthologs
 from cfm.models.reference import UNKNOWN
 
 Digests = Callable[[AnnData], dict[str, str]]
@@ -200,7 +201,7 @@ def test_number_of_neighbours(pbmc: AnnData) -> None:
     reference, query = halves(pbmc)
     cfm.tl.annotate(query, reference=reference, labels_key="cell_type", n_neighbors=4)
     assert query.uns["cfm"]["cfm_label"]["n_neighbors"] == 4
-    assert set((query.obs["cfm_label_confidence"] * 4).round(4)) <= {1, 2, 3, 4}
+    assert set((query.obs["cfm_label_confidence"].dropna() * 4).round(4)) <= {1, 2, 3, 4}
 
 
 @pytest.mark.parametrize("n", [0, -1])
@@ -332,3 +333,34 @@ def test_reference_cells_called_unknown_count_as_unlabelled(pbmc: AnnData, said:
     assert any("reference cells labelled 'unknown' are left out" in line for line in said)
     assert pbmc.uns["cfm"]["cfm_label"]["n_reference"] == pbmc.n_obs - (names == "NK cell").sum()
     assert "unknown" not in list(pbmc.uns["cfm"]["cfm_label"]["labels"])
+
+
+def test_unknown_cells_have_no_confidence_and_others_have(pbmc: AnnData) -> None:
+    cfm.tl.annotate(pbmc)
+    unknown = pbmc.obs["cfm_label"] == UNKNOWN
+    assert unknown.any()
+    assert pbmc.obs["cfm_label_confidence"].isna().equals(unknown)
+
+
+def test_mouse_cells_and_a_mouse_reference(pbmc: AnnData) -> None:
+    human_to_mouse = {human: mouse for mouse, human in mouse_orthologs().items()}
+    tokens = human_genes()
+    kept = [name for name in pbmc.var_names if tokens.get(name) in human_to_mouse]
+    mouse = pbmc[:, kept].copy()
+    mouse.var_names = [human_to_mouse[tokens[name]] for name in kept]
+    reference, query = halves(mouse)
+    cfm.tl.annotate(query, reference=reference, labels_key="cell_type", species="mouse")
+    assert (query.obs["cfm_label"].astype(str) == query.obs["cell_type"].astype(str)).mean() > 0.7
+
+
+def test_errors_of_the_reference_say_so(pbmc: AnnData, few: AnnData, log_normalise: Callable[[AnnData], None]) -> None:
+    log_normalise(pbmc)
+    with pytest.raises(CountsError, match="In the reference: No raw counts found"):
+        cfm.tl.annotate(few, reference=pbmc, labels_key="cell_type")
+
+
+def test_many_unknown_cells_are_a_warning(pbmc: AnnData, said: list[str]) -> None:
+    names = pbmc.obs["cell_type"].astype(str)
+    cells = pbmc[names.isin(["monocyte", "dendritic cell"])].copy()
+    cfm.tl.annotate(cells, reference=pbmc[names.isin(["B cell", "NK cell"])].copy(), labels_key="cell_type")
+    assert any("of the cells are unknown: the reference may lack" in line for line in said)

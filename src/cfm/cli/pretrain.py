@@ -51,6 +51,8 @@ def _pretrain(args: argparse.Namespace) -> None:
 
     if args.recipe is None and args.data is None:
         raise OptionError("Which cells? Type a recipe that names files, or --data FILE.h5ad; cfm pretrain --help.")
+    if args.recipe is not None and args.recipe.suffix in {".h5ad", ".zarr"}:
+        raise OptionError(f"{args.recipe} holds cells and is no recipe. Type --data {args.recipe}")
     output = args.output or Path(args.recipe.stem if args.recipe is not None else "cfm-pretrained")
     _require_free(output, args.overwrite)
     is_root = args.data is not None and len(args.data) == 1 and args.data[0].is_dir()

@@ -51,7 +51,7 @@ def _check(source: Path, kind: Kind, output: Path, overwrite: bool) -> None:
         raise OptionError(f"{output} is the input. Type --inplace to write into it, or another name after -o.")
     if source.resolve() in output.resolve().parents:
         raise OptionError(f"{output} lies inside the input. Type a name outside it after -o.")
-    if output.suffix in _SUFFIXES.values() and output.suffix != _SUFFIXES[kind]:
+    if output.suffix != _SUFFIXES[kind] and not output.is_dir():
         name = output.with_suffix(_SUFFIXES[kind])
         raise OptionError(f"{source} is {kind}, and so will the output be. Type -o {name}")
     if not output.exists():

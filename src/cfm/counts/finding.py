@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -29,7 +30,7 @@ def find_counts(adata: AnnData, *, layer: str | None = None) -> CountSource:
     adata
         In memory, backed, lazy or a view.
     layer
-        Look only at this layer; ``"X"`` looks only at X.
+        Look only at this layer; ``"X"`` looks only at X, and ``"raw"``, where no layer is called so, only at raw.
 
     Raises
     ------
@@ -58,8 +59,13 @@ def find_counts(adata: AnnData, *, layer: str | None = None) -> CountSource:
 def _places(adata: AnnData, layer: str | None) -> Iterator[CountSource]:
     # anndata >= 0.13 lists X among the layers, under the key None.
     if layer is not None and layer != "X":
+        if layer == "raw" and layer not in adata.layers and adata.raw is not None:
+            yield _source(adata, "raw.X", _whole(adata).raw.var, lambda whole: whole.raw.X)
+            return
         if layer not in adata.layers:
-            msg = f"adata.layers has no {layer!r}. It has {_layer_names(adata)}; layer='X' takes X."
+            near = difflib.get_close_matches(layer, _layer_names(adata), n=1)
+            hint = f"Did you mean {near[0]!r}? " if near else ""
+            msg = f"adata.layers has no {layer!r}. {hint}It has {_layer_names(adata)}; layer='X' takes X."
             raise MissingKeyError(msg)
         yield _source(adata, f"layers[{layer!r}]", adata.var, lambda whole: whole.layers[layer])
         return

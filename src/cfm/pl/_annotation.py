@@ -51,17 +51,18 @@ def annotation(adata: AnnData, *, truth: str | None = None, key: str = records.L
             raise MissingKeyError(msg)
     labels, sureness = pd.Series(adata.obs[key]).astype(str), pd.Series(adata.obs[confidence])
     names = sorted(labels.unique())
+    sure = [name for name in names if sureness[(labels == name).to_numpy()].notna().any()]  # unknown cells have none
     width = max(3.5, 2.5 + 0.45 * len(names))
     if truth is None:
         figure = new_figure(5, 1.5 + 0.3 * len(names))
-        _confidence(figure.subplots(), labels, sureness, names)
+        _confidence(figure.subplots(), labels, sureness, sure)
         return figure
     known = pd.Series(adata.obs[truth]).astype(str)
     height = 2.2 + 0.32 * max(len(names), known.nunique())
     figure = new_figure(2 * width + 1, height)
     left, right = figure.subplots(1, 2, width_ratios=[1.3, 1])
     _confusion(left, known, labels, names)
-    _confidence(right, labels, sureness, names)
+    _confidence(right, labels, sureness, sure)
     return figure
 
 
@@ -80,7 +81,8 @@ def _confusion(axes: Axes, known: pd.Series, labels: pd.Series, names: list[str]
 
 def _confidence(axes: Axes, labels: pd.Series, confidence: pd.Series, names: list[str]) -> None:
     values = [confidence[(labels == name).to_numpy()].to_numpy() for name in names]
-    axes.boxplot(values, orientation="horizontal", whis=(5, 95), showfliers=False, widths=0.6)
+    if values:
+        axes.boxplot(values, orientation="horizontal", whis=(5, 95), showfliers=False, widths=0.6)
     axes.set_yticks(range(1, len(names) + 1), [f"{n} ({len(v):,})" for n, v in zip(names, values, strict=True)])
     axes.invert_yaxis()
     axes.set(xlim=(0, 1.02), xlabel="confidence (share of neighbours)", title="confidence")

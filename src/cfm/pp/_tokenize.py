@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cfm import infer, models
 from cfm._core import records
-from cfm._core.inputs import announce_overwrite, writable
+from cfm._core.inputs import announce_overwrite, chosen_key, writable
 from cfm._core.logging import logger, progress
 
 
@@ -73,7 +73,7 @@ def tokenize(
     >>> cfm.tl.embed(adata, tokens="cfm_tokens")
     """
     adata = writable(adata, copy)
-    key = records.TOKENS if key_added is None else key_added
+    key = chosen_key(key_added, records.TOKENS)
     values_key = records.VALUES if key_added is None else f"{key_added}_values"
     length_key = records.N_TOKENS if key_added is None else f"{key_added}_n_tokens"
     loaded = models.load(model, device="cpu")

@@ -11,14 +11,16 @@ from anndata import AnnData
 
 from cfm import infer, models
 from cfm._core import records
-from cfm._core.errors import MissingKeyError, OptionError
-from cfm._core.inputs import announce_overwrite, writable
+from cfm._core.errors import CountsError, GeneMatchError, MissingKeyError, OptionError
+from cfm._core.inputs import announce_overwrite, chosen_key, writable
 from cfm._core.logging import logger
 from cfm._core.settings import settings
 from cfm.models import CellModel
 from cfm.models.reference import UNKNOWN, Reference
 
 from ._embed import embed
+
+_MANY_UNKNOWN = 0.3
 
 
 def annotate(
@@ -42,7 +44,8 @@ def annotate(
     a few others, which its model card lists. With a reference, both objects are embedded and its labels are
     transferred. A cell that lies farther from its neighbours than labelled cells do among themselves is
     ``"unknown"``; that finds what is far from everything, and misses close relatives of a label (a T-cell subset
-    that the reference lacks gets the name of another).
+    that the reference lacks gets the name of another). What the packaged prototypes are known to get wrong: CD4+ and
+    CD8+ T cells of the naive state are mixed up, and most dendritic cells of blood are called monocytes.
 
     Parameters
     ----------
@@ -56,7 +59,7 @@ def annotate(
         Labelled cells that vote, with `reference`. Packaged prototypes bring their own number.
     model, layer, gene_column, species, gene_table, device
         As in `cfm.tl.embed`, for `adata`; `reference` is read with the same model, and its counts and genes are found
-        on their own.
+        on their own, as genes of the model's species or, where that fails, of `species`.
     key_added
         Key of the labels instead of ``"cfm_label"``; the confidence goes to ``key_added + "_confidence"``.
     copy
@@ -69,8 +72,8 @@ def annotate(
     ``obs["cfm_label"]`` : category
         Label, or ``"unknown"``.
     ``obs["cfm_label_confidence"]`` : float32
-        Share of the neighbours that agree with the label, 0 to 1. It is a share of votes, not a calibrated
-        probability.
+        Share of the neighbours that agree with the label, 0 to 1; NaN for unknown cells. It is a share of votes, not
+        a calibrated probability.
     ``obsm["X_cfm"]``, ``obs["cfm_n_genes"]``
         The vectors, as `cfm.tl.embed` writes them.
     ``uns["cfm"]["cfm_label"]`` : dict
@@ -94,9 +97,9 @@ def annotate(
     True
     """
     adata = writable(adata, copy)
-    key = records.LABEL if key_added is None else key_added
+    key = chosen_key(key_added, records.LABEL)
     loaded = models.load(model, device=device)
-    known = _reference(reference, labels_key, n_neighbors, loaded)
+    known = _reference(reference, labels_key, n_neighbors, loaded, species)
 
     embed(adata, model=model, layer=layer, gene_column=gene_column, species=species, gene_table=gene_table,
           device=device)  # fmt: skip
@@ -105,7 +108,9 @@ def annotate(
     announce_overwrite(adata, "obs", key)
     adata.obs[key] = pd.Categorical(transfer.labels.astype(str))
     announce_overwrite(adata, "obs", f"{key}{records.CONFIDENCE_SUFFIX}")
-    adata.obs[f"{key}{records.CONFIDENCE_SUFFIX}"] = transfer.confidence
+    # A share of votes for a label that was not given would read as confidence in "unknown".
+    confidence = np.where(transfer.labels == UNKNOWN, np.float32(np.nan), transfer.confidence)
+    adata.obs[f"{key}{records.CONFIDENCE_SUFFIX}"] = confidence
     n_unknown = int((transfer.labels == UNKNOWN).sum())
     logger.info(
         "annotate: %d labels from %d %s; %d of %d cells unknown",
@@ -115,6 +120,12 @@ def annotate(
         n_unknown,
         adata.n_obs,
     )
+    if n_unknown > _MANY_UNKNOWN * adata.n_obs:
+        logger.warning(
+            "%.0f%% of the cells are unknown: the reference may lack their types, or be of another species or assay, or "
+            "the object may be subset to few genes. Labelled cells of your own help: reference=, labels_key=",
+            100 * n_unknown / adata.n_obs,
+        )
     record = records.make_record(
         "cfm.tl.annotate",
         model=loaded.spec.name,
@@ -131,7 +142,9 @@ def annotate(
     return adata if copy else None
 
 
-def _reference(reference: AnnData | None, labels_key: str | None, n_neighbors: int, model: CellModel) -> Reference:
+def _reference(
+    reference: AnnData | None, labels_key: str | None, n_neighbors: int, model: CellModel, species: str | None
+) -> Reference:
     if reference is None:
         if labels_key is not None:
             raise OptionError("labels_key= names a column of the reference; pass reference= too, or leave it out.")
@@ -148,8 +161,11 @@ def _reference(reference: AnnData | None, labels_key: str | None, n_neighbors: i
         )
     if labels_key not in reference.obs:
         raise MissingKeyError(f"reference.obs has no {labels_key!r}. It has {_columns(reference)}.")
-    prepared = infer.prepare(reference, model, layer=None, gene_column=None, species=None, gene_table=None)
-    result = infer.run(model, prepared.stream, reference.n_obs, settings.pack_tokens)
+    try:
+        prepared = _prepared(reference, model, species)
+        result = infer.run(model, prepared.stream, reference.n_obs, settings.pack_tokens)
+    except (CountsError, GeneMatchError) as error:
+        raise type(error)(f"In the reference: {error}") from error
     logger.info("annotate: reference: %s", prepared)
     labels = pd.Series(reference.obs[labels_key])
     names = labels.astype(str).to_numpy(dtype=str)
@@ -160,6 +176,16 @@ def _reference(reference: AnnData | None, labels_key: str | None, n_neighbors: i
         )
     kept = labels.notna().to_numpy() & ~unknown & (result.lengths > 0)
     return Reference.of(result.vectors[kept], names[kept], n_neighbors=n_neighbors)
+
+
+def _prepared(reference: AnnData, model: CellModel, species: str | None) -> infer.Prepared:
+    """The reference read as the model's species, and where that fails as the species of the query."""
+    try:
+        return infer.prepare(reference, model, layer=None, gene_column=None, species=None, gene_table=None)
+    except GeneMatchError:
+        if species is None:
+            raise
+        return infer.prepare(reference, model, layer=None, gene_column=None, species=species, gene_table=None)
 
 
 def _columns(adata: AnnData) -> list[str]:
