@@ -328,3 +328,14 @@ def test_frames_come_into_memory(pbmc: AnnData, stored_as: Stored) -> None:
     assert in_memory(pbmc.var) is pbmc.var
     lazy = stored_as(pbmc, "lazy_h5ad")
     assert in_memory(lazy.var).index.tolist() == pbmc.var_names.tolist()
+
+
+def test_counts_of_more_genes_in_raw_are_mentioned(pbmc: AnnData, said: list[str]) -> None:
+    pbmc.raw = pbmc
+    find_counts(pbmc)
+    assert not said
+    part = pbmc[:, :300].copy()
+    assert find_counts(part).where == "X"
+    assert said == ["INFO counts: raw.X holds counts of 765 genes, and X of 300. layer='raw' reads those of raw"]
+    assert len(find_counts(part, layer="raw").var) == 765
+    assert len(said) == 1

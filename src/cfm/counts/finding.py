@@ -46,6 +46,8 @@ def find_counts(adata: AnnData, *, layer: str | None = None) -> CountSource:
         if evidence.is_counts and evidence.maximum > 0:
             if seen:
                 logger.info("counts: took %s, since %s holds no counts", source.where, seen[0][0])
+            if layer is None:
+                _mention_raw(adata, source)
             return source
         if evidence.is_counts and empty is None:
             # Nothing but zeros so far: a placeholder, or cells without counts. Another place may say more.
@@ -54,6 +56,16 @@ def find_counts(adata: AnnData, *, layer: str | None = None) -> CountSource:
     if empty is not None:
         return empty
     raise CountsError(_nothing_found(adata, layer, seen))
+
+
+def _mention_raw(adata: AnnData, taken: CountSource) -> None:
+    """Say where more genes are: people keep all of them in raw, and cut the object to variable ones."""
+    raw = _whole(adata).raw
+    if taken.where == "raw.X" or raw is None or raw.X is None or raw.n_vars < 1.5 * len(taken.var):
+        return
+    if _source(adata, "raw.X", raw.var, lambda whole: whole.raw.X).sample().is_counts:
+        logger.info("counts: raw.X holds counts of %s genes, and %s of %s. layer='raw' reads those of raw",
+                    f"{raw.n_vars:,}", taken.where, f"{len(taken.var):,}")  # fmt: skip
 
 
 def _places(adata: AnnData, layer: str | None) -> Iterator[CountSource]:
