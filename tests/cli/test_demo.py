@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import cfm
-from cfm.cli import demo, main
+from cfm.cli import main
 from cfm.cli.demo_figure import figure_of
 
 
@@ -38,8 +38,7 @@ def test_the_picture_is_a_picture(ran):
     assert len(colours) > 20
 
 
-def test_the_table_says_what_was_found_and_that_it_is_no_test(tmp_path, pbmc, monkeypatch, capsys):
-    monkeypatch.setattr(demo, "_laid_out", lambda adata: adata.obsm.update(X_umap=adata.obsm["X_cfm"][:, :2]))
+def test_the_table_says_what_was_found_and_that_it_is_no_test(tmp_path, pbmc, capsys):
     assert main(["demo", "--output-folder", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     cfm.tl.annotate(pbmc)
@@ -56,7 +55,6 @@ def test_the_table_says_what_was_found_and_that_it_is_no_test(tmp_path, pbmc, mo
 
 
 def test_files_of_an_earlier_run_are_replaced_and_a_cut_keeps_them(tmp_path, monkeypatch, content):
-    monkeypatch.setattr(demo, "_laid_out", lambda adata: adata.obsm.update(X_umap=adata.obsm["X_cfm"][:, :2]))
     (tmp_path / "cfm_demo.h5ad").write_text("old")
     before = content(tmp_path)
 

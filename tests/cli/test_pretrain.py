@@ -78,7 +78,7 @@ def test_a_folder_as_data_is_that_of_the_files_of_the_recipe(asked, tmp_path):
 def test_own_files_need_no_recipe(asked):
     assert main(["pretrain", "--data", "a.h5ad", "b.h5ad", "-o", "m", "--labels-key", "cell_type"]) == 0
     assert [str(path) for path in asked[0]["data"]] == ["a.h5ad", "b.h5ad"]
-    assert (asked[0]["recipe"], asked[0]["labels_key"]) == (None, "cell_type")
+    assert (asked[0]["recipe"], asked[0]["labels_key"], asked[0]["species"]) == (None, "cell_type", "human")
 
 
 def test_nothing_to_train_on_is_an_error(asked, capsys):

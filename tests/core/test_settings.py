@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib.metadata import version
-from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -48,12 +47,12 @@ def test_override_is_undone_also_after_an_error() -> None:
     assert cfm.settings.chunk_cells == before
 
 
-def test_environment_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CFM_CHUNK_CELLS", "12")
     monkeypatch.setenv("CFM_PROGRESS", "false")
-    monkeypatch.setenv("CFM_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("CFM_DEVICE", "cpu")
     made = Settings()
-    assert (made.chunk_cells, made.progress, made.cache_dir) == (12, False, tmp_path)
+    assert (made.chunk_cells, made.progress, made.device) == (12, False, "cpu")
     monkeypatch.setenv("CFM_CHUNK_CELLS", "none")
     with pytest.raises(ValidationError, match="chunk_cells"):
         Settings()

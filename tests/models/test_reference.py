@@ -31,15 +31,14 @@ def test_cells_get_the_label_of_their_neighbours() -> None:
     assert (got.labels == labels).mean() > 0.95
     assert set(got.labels) <= {"up", "right", UNKNOWN}
     assert (got.confidence == 1).all()
-    assert (got.confidence.dtype, got.distance.dtype) == (np.float32, np.float32)
+    assert got.confidence.dtype == np.float32
 
 
-def test_confidence_is_the_share_of_votes_and_distance_the_mean() -> None:
+def test_confidence_is_the_share_of_votes() -> None:
     vectors = np.array([[1, 0], [2, 0], [4, 0], [100, 0], [101, 0]], np.float32)
     reference = Reference.of(vectors, ["a", "b", "a", "c", "c"], n_neighbors=3)
     got = reference.transfer(np.array([[1.5, 0]], np.float32))
     assert got.confidence[0] == np.float32(2 / 3)
-    assert got.distance[0] == np.float32((0.5 + 0.5 + 2.5) / 3)
 
 
 def wide(**changes: Any) -> Reference:
@@ -106,7 +105,7 @@ def test_a_zero_vector_is_unknown_however_near() -> None:
 
 def test_no_cells() -> None:
     got = wide().transfer(np.empty((0, 2), np.float32))
-    assert (len(got.labels), len(got.confidence), len(got.distance)) == (0, 0, 0)
+    assert (len(got.labels), len(got.confidence)) == (0, 0)
 
 
 @pytest.mark.parametrize("n", [0, 1, 5])

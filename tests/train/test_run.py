@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -110,3 +111,11 @@ def test_a_model_of_own_cells_says_nothing_of_the_packaged_one(pbmc: AnnData, tm
     assert not plan.reference.rename
     cfm.tl.pretrain(tmp_path / "cells.h5ad", tmp_path / "mine", recipe=recipe, epochs=1)
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_the_cells_are_not_changed(pbmc: AnnData, digests: Callable[[AnnData], dict[str, str]], tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(RECIPE)
+    before = digests(pbmc)
+    cfm.tl.pretrain(pbmc, tmp_path / "model", recipe=recipe, labels_key="cell_type", epochs=1)
+    assert digests(pbmc) == before

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
-import pooch
 from pydantic import Field
 from scverse_misc import Settings as _ScverseSettings
 
@@ -38,9 +36,6 @@ class Settings(_ScverseSettings):
 
     threads: Annotated[int, Field(ge=0)] = 0
     """Threads that tokenise. 0 takes all the cores this process may use."""
-
-    cache_dir: Path = Path(pooch.os_cache("cfm"))
-    """Folder for downloaded checkpoints; no model is downloaded so far."""
 
 
 settings = Settings()

@@ -39,6 +39,7 @@ cfm-mini is used. A run that was stopped goes on from its last epoch when the sa
                         help="folder for the model (default: the name of the recipe without .toml)")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that holds something else")
     parser.add_argument("--labels-key", metavar="COLUMN", help="column of obs with labels, in your own files")
+    parser.add_argument("--species", default="human", metavar="NAME", help="species of your own files: human or mouse")
     parser.add_argument("--epochs", type=positive, metavar="N", help="most epochs, instead of the recipe's")
     add_device(parser)
     finish(parser)
@@ -64,6 +65,7 @@ def _pretrain(args: argparse.Namespace) -> None:
                 recipe=args.recipe,
                 data_root=args.data[0] if is_root else None,
                 labels_key=args.labels_key,
+                species=args.species,
                 epochs=args.epochs,
             )
         except (KeyboardInterrupt, SystemExit):  # Lightning makes an exit of Ctrl-C

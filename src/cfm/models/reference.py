@@ -37,13 +37,10 @@ class Transfer:
     confidence
         float32: share of the neighbours that carry the label, 0 to 1; for an unknown cell that of the label it
         would have got.
-    distance
-        float32: mean Euclidean distance to the neighbours.
     """
 
     labels: NDArray[np.object_]
     confidence: NDArray[np.float32]
-    distance: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -136,13 +133,13 @@ class Reference:
         starts = range(0, len(vectors), _BLOCK_CELLS)
         parts = [self._transfer(index, vectors[start : start + _BLOCK_CELLS]) for start in starts]
         if not parts:
-            return Transfer(np.empty(0, object), np.empty(0, np.float32), np.empty(0, np.float32))
+            return Transfer(np.empty(0, object), np.empty(0, np.float32))
         return Transfer(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
     def _transfer(
         self, index: NearestNeighbors, vectors: NDArray[np.float32]
-    ) -> tuple[NDArray[np.object_], NDArray[np.float32], NDArray[np.float32]]:
-        """The three columns of `Transfer` for some cells."""
+    ) -> tuple[NDArray[np.object_], NDArray[np.float32]]:
+        """The columns of `Transfer` for some cells."""
         distances, neighbors = index.kneighbors(vectors)
         rows = np.arange(len(vectors))[:, None]
         votes = np.zeros((len(vectors), len(self.names)))
@@ -155,7 +152,7 @@ class Reference:
         labels = np.asarray(self.names, dtype=object)[winner]
         labels[(mean_distance > self.reach[winner]) | ~vectors.any(axis=1)] = UNKNOWN
         confidence = (votes[rows[:, 0], winner] / self.n_neighbors).astype(np.float32)
-        return labels, confidence, mean_distance
+        return labels, confidence
 
     def write(self, path: Path, weights_digest: str) -> None:
         """Write a safetensors file; vectors in float16, and the digest of the weights that made them."""

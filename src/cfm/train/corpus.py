@@ -96,7 +96,10 @@ def read_corpus(data: Data, vocabulary: VocabularyRecipe) -> Corpus:
     table = _label_table(data)
     for entry in data.files:
         if not (data.root / entry.path).is_file():
-            msg = f"There is no file {data.root / entry.path}. Name the folder of the files with data_root="
+            msg = (
+                f"There is no file {data.root / entry.path}. If a recipe names it, give the folder of its files: "
+                "data_root=FOLDER, on the command line --data FOLDER."
+            )
             raise OptionError(msg)
     raw = []
     for entry in data.files:
@@ -230,7 +233,11 @@ def _label_table(data: Data) -> dict[tuple[str, str], str]:
         return {}
     path: Path = data.root / data.label_table
     if not path.is_file():
-        raise OptionError(f"There is no label table {path}. Name the folder that holds it with data_root=")
+        msg = (
+            f"There is no label table {path}. Give the folder that holds it: data_root=FOLDER, on the command line "
+            "--data FOLDER."
+        )
+        raise OptionError(msg)
     with path.open(encoding="utf-8", newline="") as handle:
         rows = list(csv.DictReader(handle, delimiter="\t"))
     missing = {"dataset", "cell_type", "coarse"} - rows[0].keys() if rows else {"dataset", "cell_type", "coarse"}
