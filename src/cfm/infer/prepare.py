@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
 from anndata import AnnData
+from numpy.typing import NDArray
 
+from cfm._core.errors import MissingKeyError
+from cfm._core.logging import logger
 from cfm._core.settings import settings
 from cfm.counts import CountSource, find_counts
 from cfm.genes import Coverage, GeneMatch, match
@@ -66,8 +72,27 @@ def prepare(
     source = find_counts(adata, layer=layer)
     table = read_table(gene_table)
     found = match(source.var, model.vocabulary, gene_column=gene_column, species=species, gene_table=table)
-    stream = TokenStream(source, model.tokenizer(found), settings.chunk_cells)
+    columns = obs_columns(adata, model)
+    stream = TokenStream(source, model.tokenizer(found, columns), settings.chunk_cells, columns)
     return Prepared(source, found, stream, model)
+
+
+def obs_columns(adata: AnnData, model: CellModel) -> dict[str, NDArray[Any]]:
+    """The columns of ``obs`` that a model reads, as numbers; text and categories as positions in sorted order."""
+    found = {}
+    for name, column in model.obs_columns.items():
+        if column not in adata.obs:
+            raise MissingKeyError(f"obs has no {column!r}. It has {[str(c) for c in adata.obs.columns]}.")
+        values = pd.Series(adata.obs[column])
+        if values.isna().any():
+            msg = f"obs[{column!r}] has no value for {int(values.isna().sum()):,} of {len(values):,} cells."
+            raise MissingKeyError(f"{msg} Fill it, or leave these cells out.")
+        if values.dtype.kind not in "iuf":
+            categories = sorted(map(str, values.unique()))
+            logger.info("%s: %s", name, ", ".join(f"{c!r} is {i}" for i, c in enumerate(categories)))
+            values = values.astype(str).map({c: i for i, c in enumerate(categories)}).astype(np.int64)
+        found[name] = values.to_numpy()
+    return found
 
 
 def read_table(gene_table: str | Path | Mapping[str, str] | None) -> Mapping[str, str] | None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
 
@@ -27,14 +28,20 @@ class Result:
     vectors
         float32[n_cells, dim]; a row of zeros where there was nothing to read.
     lengths
-        int64[n_cells]: tokens of each cell.
+        int64[n_cells]: genes of each cell that were read.
+    gene_means
+        float32[genes of the vocabulary, any]: mean vector of each gene over the cells that express it, NaN for genes
+        that no cell does; None where it was not asked for.
     """
 
     vectors: NDArray[np.float32]
     lengths: NDArray[np.int64]
+    gene_means: NDArray[np.float32] | None = None
 
 
-def run(model: CellModel, batches: Iterable[TokenBatch], n_cells: int, budget: int) -> Result:
+def run(
+    model: CellModel, batches: Iterable[TokenBatch], n_cells: int, budget: int, *, genes: bool = False
+) -> Result:
     """Put every cell through the model.
 
     The next batch is read and tokenised while this one is in the model. When a CUDA device runs out of memory the
@@ -50,16 +57,19 @@ def run(model: CellModel, batches: Iterable[TokenBatch], n_cells: int, budget: i
         Number of cells in the file.
     budget
         Tokens that go through the model at a time.
+    genes
+        Also average the vectors of each gene in its cells.
     """
     vectors = np.zeros((n_cells, model.spec.dim), np.float32)
     lengths = np.zeros(n_cells, np.int64)
+    means = GeneMeans(model) if genes else None
     with progress(n_cells, f"{model.spec.name} on {model.device.type}") as bar:
         for batch in ahead(batches):
-            lengths[batch.rows] = batch.lengths
+            lengths[batch.rows] = np.maximum(batch.lengths - model.spec.special_tokens, 0)
             waiting = list(packs(batch, budget))[::-1]
             while waiting:
                 pack = waiting.pop()
-                found = _cell_vectors(model, pack)
+                found = _vectors(model, pack, means)
                 if found is not None:
                     vectors[pack.rows] = found
                     continue
@@ -67,17 +77,51 @@ def run(model: CellModel, batches: Iterable[TokenBatch], n_cells: int, budget: i
                 # All that wait were cut for the old budget: each of them would fail, and halve it again.
                 waiting = [part for whole in [*waiting, pack] for part in list(packs(whole, budget))[::-1]]
             bar.update(batch.n_cells)
-    return Result(vectors, lengths)
+    return Result(vectors, lengths, None if means is None else means.result())
 
 
-def _cell_vectors(model: CellModel, pack: TokenBatch) -> NDArray[np.float32] | None:
+class GeneMeans:
+    """Sums of token vectors by gene, in float64: a common gene stands in every cell of a large file.
+
+    Parameters
+    ----------
+    model
+        Whose tokens are averaged.
+    """
+
+    def __init__(self, model: CellModel) -> None:
+        self._tokens = model.gene_tokens()
+        n = int(self._tokens.max(initial=0)) + 1
+        self._counts = np.zeros(n, np.int64)
+        self._sums = np.zeros((n, 0))
+
+    def add(self, ids: NDArray[np.int32], vectors: NDArray[np.float32]) -> None:
+        """Take in the token vectors of some cells."""
+        if not self._sums.shape[1]:
+            self._sums = np.zeros((len(self._counts), vectors.shape[1]))
+        known = np.flatnonzero(ids < len(self._counts))
+        which = (np.ones(len(known)), (ids[known], known))
+        self._sums += sp.csr_array(which, shape=(len(self._counts), len(ids))) @ vectors.astype(np.float64)
+        self._counts += np.bincount(ids[known], minlength=len(self._counts))
+
+    def result(self) -> NDArray[np.float32]:
+        """float32[genes of the vocabulary, any]: the means."""
+        with np.errstate(invalid="ignore"):
+            means = self._sums / self._counts[:, None]
+        return means[self._tokens].astype(np.float32)
+
+
+def _vectors(model: CellModel, pack: TokenBatch, means: GeneMeans | None) -> NDArray[np.float32] | None:
     """Vectors of a pack, or None where the device has no memory for it but may have for a part.
 
     The error ends here and is not handed on: it would keep the tensors of the failed attempt alive.
     """
     try:
-        vectors = model.forward(Pack.of(pack, model.device), frozenset({"cell"}))["cell"]
-        return vectors.float().cpu().numpy()
+        outputs = frozenset({"cell"} if means is None else {"cell", "token"})
+        found = {key: value.float().cpu().numpy() for key, value in model.forward(Pack.of(pack, model.device), outputs).items()}
+        if means is not None:
+            means.add(pack.ids, found["token"])
+        return found["cell"]
     except torch.OutOfMemoryError as error:
         if pack.n_cells > 1:
             return None

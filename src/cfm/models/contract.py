@@ -5,8 +5,10 @@ A family is a folder beside this file with a class that keeps `CellModel`, and a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -16,6 +18,9 @@ from numpy.typing import NDArray
 
 from cfm.genes import GeneMatch, Vocabulary
 from cfm.tokens import TokenBatch
+
+NO_COLUMNS: Mapping[str, NDArray[Any]] = MappingProxyType({})
+"""What a model gets that reads no column of ``obs``."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,8 @@ class ModelSpec:
         Most tokens that a cell can have.
     outputs
         What `CellModel.forward` can give.
+    special_tokens
+        Tokens of a cell that are no genes, such as ``<cls>``.
     """
 
     name: str
@@ -53,6 +60,7 @@ class ModelSpec:
     dim: int
     max_tokens: int
     outputs: frozenset[str]
+    special_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,11 +75,14 @@ class Pack:
         float32[n_tokens], or None.
     offsets
         int64[n_cells + 1].
+    cell_scalars
+        float32[n_cells] by name.
     """
 
     ids: torch.Tensor
     values: torch.Tensor | None
     offsets: torch.Tensor
+    cell_scalars: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, batch: TokenBatch, device: torch.device) -> Self:
@@ -79,12 +90,14 @@ class Pack:
         values = None if batch.values is None else torch.from_numpy(batch.values).to(device)
         # Embedding look-ups take int64 everywhere; the host copy stays int32, half the memory.
         ids = torch.from_numpy(batch.ids).to(device).long()
-        return cls(ids, values, torch.from_numpy(batch.offsets).to(device))
+        scalars = {name: torch.from_numpy(numbers).to(device) for name, numbers in batch.cell_scalars.items()}
+        return cls(ids, values, torch.from_numpy(batch.offsets).to(device), scalars)
 
     def to(self, device: torch.device) -> Pack:
         """The pack on another device."""
         values = None if self.values is None else self.values.to(device)
-        return Pack(self.ids.to(device), values, self.offsets.to(device))
+        scalars = {name: numbers.to(device) for name, numbers in self.cell_scalars.items()}
+        return Pack(self.ids.to(device), values, self.offsets.to(device), scalars)
 
 
 class Tokenizer(Protocol):
@@ -101,6 +114,8 @@ class CellModel(Protocol):
     spec: ModelSpec
     vocabulary: Vocabulary
     device: torch.device
+    obs_columns: Mapping[str, str]
+    """Columns of ``obs`` that the model reads, by the name under which it gets them; empty for most models."""
 
     @staticmethod
     def recognises(folder: Path) -> bool:
@@ -108,16 +123,26 @@ class CellModel(Protocol):
         ...
 
     @classmethod
-    def load(cls, folder: Path, *, name: str, device: torch.device) -> Self:
-        """Read a folder; strict: missing, left-over or misshapen weights are an error."""
+    def load(cls, folder: Path, *, name: str, device: torch.device, **options: Any) -> Self:
+        """Read a folder; strict: missing, left-over or misshapen weights are an error.
+
+        Options of the family stand in the signature by name: the registry refuses others, and lists these.
+        """
         ...
 
-    def tokenizer(self, match: GeneMatch) -> Tokenizer:
-        """The tokeniser for a file whose columns match like this."""
+    def tokenizer(self, match: GeneMatch, columns: Mapping[str, NDArray[Any]] = NO_COLUMNS) -> Tokenizer:
+        """The tokeniser for a file whose genes match like this; `columns` has what `obs_columns` names."""
         ...
 
     def forward(self, pack: Pack, outputs: frozenset[str]) -> dict[str, torch.Tensor]:
-        """The outputs asked for, by name; ``"cell"`` is float32[n_cells, dim]."""
+        """The outputs asked for, by name.
+
+        ``"cell"`` is float32[n_cells, dim], ``"token"`` float32[n_tokens, any]: a vector for each token in its cell.
+        """
+        ...
+
+    def gene_tokens(self) -> NDArray[np.int64]:
+        """int64[genes of the vocabulary]: token id of each gene."""
         ...
 
     def gene_vectors(self) -> NDArray[np.float32]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import builtins
 import difflib
+import inspect
 import os
 import tomllib
 from functools import cache, lru_cache
@@ -43,7 +45,7 @@ def list() -> pd.DataFrame:
     return table.rename_axis("name")
 
 
-def load(model: str | Path, *, device: str | None = None) -> CellModel:
+def load(model: str | Path, *, device: str | None = None, **options: Any) -> CellModel:
     """Load a model by registry name or folder. A model that is in use already is not read again.
 
     Parameters
@@ -52,6 +54,8 @@ def load(model: str | Path, *, device: str | None = None) -> CellModel:
         Name in `cfm.models.list`, or a folder that holds a checkpoint.
     device
         ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``...; None takes `cfm.settings.device`.
+    **options
+        Options of the family; its page in the documentation has them.
 
     Raises
     ------
@@ -59,6 +63,8 @@ def load(model: str | Path, *, device: str | None = None) -> CellModel:
         Neither a name nor a folder.
     CheckpointError
         The folder is incomplete, damaged, or of no known family.
+    OptionError
+        The family has no such option, or not this value.
 
     Examples
     --------
@@ -69,7 +75,7 @@ def load(model: str | Path, *, device: str | None = None) -> CellModel:
     folder, family, name = _locate(model)
     # The time of the last change is part of the key: a folder that was written anew is read anew.
     changed = max(path.stat().st_mtime_ns for path in [folder, *folder.iterdir()])
-    return _load(folder, family, name, str(pick_device(device)), changed)
+    return _load(folder, family, name, str(pick_device(device)), changed, **_checked(name, family, options))
 
 
 def info(model: str | Path) -> ModelSpec:
@@ -99,8 +105,20 @@ def pick_device(device: str | None = None) -> torch.device:
 
 
 @lru_cache(maxsize=2)
-def _load(folder: Path, family: str, name: str, device: str, changed: int) -> CellModel:
-    return _family(family).load(folder, name=name, device=torch.device(device))
+def _load(folder: Path, family: str, name: str, device: str, changed: int, **options: Any) -> CellModel:
+    return _family(family).load(folder, name=name, device=torch.device(device), **options)
+
+
+def _checked(name: str, family: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given, if the family has them; None leaves an option at its default."""
+    parameters = inspect.signature(_family(family).load).parameters
+    known = [option for option in parameters if option not in ("folder", "name", "device")]
+    if wrong := sorted(options.keys() - set(known)):
+        takes = f"takes {', '.join(f'{option}=' for option in known)}" if known else "takes no options"
+        raise OptionError(f"There is no option {wrong[0]}=: {name} (family {family}) {takes}.")
+    given = {option: value for option, value in options.items() if value is not None}
+    # Loaded models are kept by their options, and lists cannot be a key.
+    return {option: tuple(value) if isinstance(value, builtins.list) else value for option, value in given.items()}
 
 
 def _family(family: str) -> type[CellModel]:

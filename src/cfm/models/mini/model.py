@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from cfm._core.errors import CheckpointError, UnsupportedOutput
 from cfm.genes import GeneMatch, Vocabulary
-from cfm.models.contract import ModelSpec, Pack
+from cfm.models.contract import NO_COLUMNS, ModelSpec, Pack
 from cfm.models.reference import Reference
 
 from . import checkpoint
@@ -37,6 +38,7 @@ class MiniModel:
     device: torch.device
     module: GeneBag
     folder: Path
+    obs_columns: Mapping[str, str] = field(default_factory=dict)
 
     @staticmethod
     def recognises(folder: Path) -> bool:
@@ -67,8 +69,9 @@ class MiniModel:
         )
         return cls(spec, vocabulary, device, module, folder)
 
-    def tokenizer(self, match: GeneMatch) -> MiniTokenizer:
-        """The tokeniser for a file whose columns match like this."""
+    def tokenizer(self, match: GeneMatch, columns: Mapping[str, NDArray[Any]] = NO_COLUMNS) -> MiniTokenizer:
+        """The tokeniser for a file whose columns match like this; nothing of ``obs`` is needed."""
+        del columns
         return MiniTokenizer(match.tokens, len(self.vocabulary))
 
     @torch.inference_mode()
@@ -82,6 +85,10 @@ class MiniModel:
             self.module.encoder(F.pad(part, (0, 0, 0, _ROWS - len(part))))[: len(part)] for part in bags.split(_ROWS)
         ]
         return {"cell": F.normalize(torch.cat(parts), dim=-1)}
+
+    def gene_tokens(self) -> NDArray[np.int64]:
+        """The position of each gene: cfm-mini has no other tokens."""
+        return np.arange(len(self.vocabulary))
 
     def gene_vectors(self) -> NDArray[np.float32]:
         """The decoder's vector of each gene, float32[genes, dim]: genes that go together point alike."""

@@ -1,0 +1,124 @@
+"""Reading tensors from files, and putting them into a network strictly. Nothing from a file is executed."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from cfm._core.errors import CheckpointError
+
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """How the tensors of a file went into a network.
+
+    Parameters
+    ----------
+    matched
+        Names in the file of tensors that were loaded.
+    ignored
+        Names in the file of tensors that are known and not needed, such as copies of others.
+    """
+
+    matched: tuple[str, ...]
+    ignored: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        ignored = f", {len(self.ignored)} not needed ({', '.join(self.ignored[:3])})" if self.ignored else ""
+        return f"{len(self.matched)} of {len(self.matched)} tensors matched, none left over{ignored}"
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a ``.safetensors`` file, or of a file that ``torch.save`` wrote, by name; mapped, not copied.
+
+    Raises
+    ------
+    CheckpointError
+        The file is cut, damaged or of another format, or holds more than tensors: code in a pickle is refused.
+    """
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise _damaged(path, "safetensors file", error) from error
+    try:
+        # Zip archives can be mapped; the older format of torch is read into memory.
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        msg = (
+            f"{path} holds more than tensors, or is no file of torch.save: {_first_line(error)}. Files that could run "
+            "code are refused. Get the file from its official source, or save its state dict alone."
+        )
+        raise CheckpointError(msg) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise _damaged(path, "file of torch.save", error) from error
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        what = sorted(map(str, found))[:_SHOWN] if isinstance(found, dict) else type(found).__name__
+        raise CheckpointError(f"{path} is no state dict (names and tensors): it holds {what}.")
+    return found
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], *, where: Path, advice: str) -> None:
+    """Put tensors into a network made on the meta device; each must be expected, present and of its shape.
+
+    Parameters
+    ----------
+    module
+        The network; its parameters become the tensors, in float32, without a copy where they are that already.
+    tensors
+        By the names of the network.
+    where
+        The file, for the message.
+    advice
+        Last sentence of the message.
+
+    Raises
+    ------
+    CheckpointError
+        Missing, left-over or misshapen tensors; all are named.
+    """
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if found != expected:
+        missing, left_over = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+        misshapen = [
+            f"{name}: {found[name]}, not {expected[name]}"
+            for name in sorted(expected.keys() & found.keys())
+            if found[name] != expected[name]
+        ]
+        matched = len(expected) - len(missing) - len(misshapen)
+        msg = (
+            f"{where} does not fit its network: {matched} of {len(expected)} tensors match. Missing: {_some(missing)}; "
+            f"left over: {_some(left_over)}; other shape: {_some(misshapen)}. {advice}"
+        )
+        raise CheckpointError(msg)
+    as_float = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+    module.load_state_dict(as_float, assign=True)
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{names[:_SHOWN]}{more}" if names else "none"
+
+
+def _damaged(path: Path, kind: str, error: Exception) -> CheckpointError:
+    size = path.stat().st_size
+    return CheckpointError(
+        f"{path} ({size:,} bytes) is no intact {kind}: {_first_line(error)}. It is damaged, cut short (a download that "
+        "did not end?), or in another format. Copy it again from where it came."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

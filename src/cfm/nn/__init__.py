@@ -1,0 +1,1 @@
+"""Parts of networks that several families share. Tensors only: no files, no family names."""
