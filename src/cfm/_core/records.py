@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, MutableMapping
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -38,6 +39,8 @@ def _storable(value: Mapping[str, Any]) -> dict[str, Any]:
             continue
         if isinstance(item, Mapping):
             out[key] = _storable(item)
+        elif isinstance(item, os.PathLike):
+            out[key] = os.fspath(item)
         elif isinstance(item, tuple | list):
             out[key] = [str(x) for x in item]
         else:

@@ -170,7 +170,13 @@ def _lookups(
     by_symbol, previous, fold = vocabulary.by_symbol, vocabulary.by_previous_symbol, vocabulary.fold
 
     def identifier(name: str) -> int:
-        return vocabulary.by_ensembl.get(strip_version(name), -1)
+        plain = strip_version(name.upper() if name.startswith("ensg") else name)
+        alias = vocabulary.alias(plain) if plain.startswith("ENS") else None
+        return vocabulary.by_ensembl.get(plain, -1) if alias is None else alias
+
+    def symbol(name: str) -> int:
+        alias = vocabulary.alias(name)
+        return by_symbol.get(fold(name), -1) if alias is None else alias
 
     if gene_table is not None:
         target = {str(name): fold(str(other)) for name, other in gene_table.items()}
@@ -184,7 +190,7 @@ def _lookups(
         # Columns of symbols often hold the Ensembl id where a gene has no symbol.
         yield (
             "symbol",
-            lambda name: by_symbol.get(fold(name), -1),
+            symbol,
             lambda name: previous.get(fold(name), identifier(name)),
         )
     elif (species, vocabulary.species) == ("mouse", "human"):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -23,7 +24,7 @@ class Vocabulary:
     Parameters
     ----------
     ensembl_ids
-        One Ensembl id per gene, without version.
+        One Ensembl id per gene, without version; empty text where none is known.
     symbols
         One symbol per gene.
     species
@@ -32,6 +33,9 @@ class Vocabulary:
         What a model wants done with several columns that name one gene: add their counts, or refuse.
     case_sensitive
         Whether symbols must agree in case. With False, ``by_symbol`` has upper-case keys.
+    aliases
+        A model's own table of further names, such as withdrawn ids: Ensembl id by name in upper case. It is asked
+        before the packaged tables.
     """
 
     ensembl_ids: tuple[str, ...]
@@ -39,9 +43,14 @@ class Vocabulary:
     species: str = "human"
     duplicates: Duplicates = "sum"
     case_sensitive: bool = True
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ensembl_ids)
+
+    def alias(self, name: str) -> int | None:
+        """Token id of a further name, or None."""
+        return self.by_ensembl.get(self.aliases.get(name.upper(), ""))
 
     def fold(self, symbol: str) -> str:
         """A symbol as it is looked up: unchanged, or in upper case where case does not count."""
@@ -50,7 +59,7 @@ class Vocabulary:
     @cached_property
     def by_ensembl(self) -> dict[str, int]:
         """Token id of each Ensembl id."""
-        return {identifier: token for token, identifier in enumerate(self.ensembl_ids)}
+        return {identifier: token for token, identifier in enumerate(self.ensembl_ids) if identifier}
 
     @cached_property
     def by_symbol(self) -> dict[str, int]:

@@ -39,9 +39,7 @@ class Result:
     gene_means: NDArray[np.float32] | None = None
 
 
-def run(
-    model: CellModel, batches: Iterable[TokenBatch], n_cells: int, budget: int, *, genes: bool = False
-) -> Result:
+def run(model: CellModel, batches: Iterable[TokenBatch], n_cells: int, budget: int, *, genes: bool = False) -> Result:
     """Put every cell through the model.
 
     The next batch is read and tokenised while this one is in the model. When a CUDA device runs out of memory the
@@ -118,7 +116,10 @@ def _vectors(model: CellModel, pack: TokenBatch, means: GeneMeans | None) -> NDA
     """
     try:
         outputs = frozenset({"cell"} if means is None else {"cell", "token"})
-        found = {key: value.float().cpu().numpy() for key, value in model.forward(Pack.of(pack, model.device), outputs).items()}
+        found = {
+            key: value.float().cpu().numpy()
+            for key, value in model.forward(Pack.of(pack, model.device), outputs).items()
+        }
         if means is not None:
             means.add(pack.ids, found["token"])
         return found["cell"]

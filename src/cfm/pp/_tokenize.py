@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -26,6 +27,7 @@ def tokenize(
     gene_table: str | Path | Mapping[str, str] | None = None,
     key_added: str | None = None,
     copy: bool = False,
+    **options: Any,
 ) -> AnnData | None:
     """Turn each cell into the tokens that a model reads.
 
@@ -45,6 +47,8 @@ def tokenize(
         ``key_added + "_n_tokens"``.
     copy
         Return a copy with the results instead of writing to `adata`.
+    **options
+        Options of the model's family, as in `cfm.tl.embed`.
 
     Returns
     -------
@@ -76,7 +80,7 @@ def tokenize(
     key = chosen_key(key_added, records.TOKENS)
     values_key = records.VALUES if key_added is None else f"{key_added}_values"
     length_key = records.N_TOKENS if key_added is None else f"{key_added}_n_tokens"
-    loaded = models.load(model, device="cpu")
+    loaded = models.load(model, device="cpu", **options)
     prepared = infer.prepare(
         adata, loaded, layer=layer, gene_column=gene_column, species=species, gene_table=gene_table
     )
@@ -98,7 +102,7 @@ def tokenize(
         adata.obsm[values_key] = _matrix(values, np.dtype(np.float32), lengths, loaded.spec.max_tokens)
     announce_overwrite(adata, "obs", length_key)
     adata.obs[length_key] = lengths.astype(np.int32)
-    facts = prepared.facts() | {"values_key": values_key if has_values else None}
+    facts = prepared.facts() | {"values_key": values_key if has_values else None, "options": options or None}
     records.write_record(adata.uns, key, records.make_record("cfm.pp.tokenize", **facts))
     return adata if copy else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -37,6 +38,7 @@ def annotate(
     device: str | None = None,
     key_added: str | None = None,
     copy: bool = False,
+    **options: Any,
 ) -> AnnData | None:
     """Label each cell by its nearest labelled cells in the space of a model.
 
@@ -64,6 +66,8 @@ def annotate(
         Key of the labels instead of ``"cfm_label"``; the confidence goes to ``key_added + "_confidence"``.
     copy
         Return a copy with the results instead of writing to `adata`.
+    **options
+        Options of the model's family, as in `cfm.tl.embed`.
 
     Returns
     -------
@@ -98,11 +102,11 @@ def annotate(
     """
     adata = writable(adata, copy)
     key = chosen_key(key_added, records.LABEL)
-    loaded = models.load(model, device=device)
+    loaded = models.load(model, device=device, **options)
     known = _reference(reference, labels_key, n_neighbors, loaded, species)
 
     embed(adata, model=model, layer=layer, gene_column=gene_column, species=species, gene_table=gene_table,
-          device=device)  # fmt: skip
+          device=device, **options)  # fmt: skip
     transfer = known.transfer(np.asarray(adata.obsm[records.EMBEDDING]))
 
     announce_overwrite(adata, "obs", key)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from anndata import AnnData
@@ -32,10 +32,11 @@ def embed(
     species: str | None = None,
     gene_table: str | Path | Mapping[str, str] | None = None,
     tokens: str | None = None,
-    genes: bool = False,
+    genes: bool | Literal["static", "contextual"] = False,
     device: str | None = None,
     key_added: str | None = None,
     copy: bool = False,
+    **options: Any,
 ) -> AnnData | None:
     """Give each cell a vector from a foundation model.
 
@@ -60,7 +61,9 @@ def embed(
     tokens
         Key in ``obsm`` where `cfm.pp.tokenize` stored this model's tokens; the counts are then not looked at.
     genes
-        Also write a vector for every gene that the model knows.
+        Also write a vector for every gene that the model knows. True or ``"static"``: the one that it was trained
+        to, which no cell changes. ``"contextual"``: the mean of the gene's vectors in the cells that express it, for
+        models whose tokens are genes.
     device
         ``"auto"``, ``"cpu"``, ``"cuda"``...; None takes `cfm.settings.device`.
     key_added
@@ -68,6 +71,9 @@ def embed(
         ``key_added + "_n_genes"``, gene vectors to ``key_added + "_genes"``.
     copy
         Return a copy with the results instead of writing to `adata`.
+    **options
+        Options of the model's family, such as ``emb_layer=`` of Geneformer. An unknown one is an error that lists
+        those that there are.
 
     Returns
     -------
@@ -79,7 +85,7 @@ def embed(
     ``obs["cfm_n_genes"]`` : int32
         Genes of the cell that the model read.
     ``varm["cfm_genes"]`` : float32, n_vars x dim
-        With ``genes=True``: gene vectors, NaN for genes that the model does not know.
+        With ``genes=``: gene vectors, NaN for genes that the model does not know, or that no cell expresses.
     ``uns["cfm"]["X_cfm"]`` : dict
         What was used: place of the counts, gene column, coverage, model, digest of its weights, device.
 
@@ -92,7 +98,9 @@ def embed(
     MissingKeyError
         No such layer, column of ``var``, or stored tokens.
     OptionError
-        No such device, no orthologs for `species`, or tokens of another model.
+        No such device or option, no orthologs for `species`, or tokens of another model.
+    UnsupportedOutput
+        The model gives no cell vectors, or no contextual gene vectors.
     UnknownModelError, CheckpointError
         The model does not exist, or its folder is damaged.
 
@@ -106,23 +114,25 @@ def embed(
     """
     adata = writable(adata, copy)
     key = chosen_key(key_added, records.EMBEDDING)
-    loaded = models.load(model, device=device)
+    contextual = _is_contextual(genes)
+    loaded = models.load(model, device=device, **options)
     if tokens is None:
         prepared = infer.prepare(
             adata, loaded, layer=layer, gene_column=gene_column, species=species, gene_table=gene_table
         )
-        result = infer.run(loaded, prepared.stream, adata.n_obs, settings.pack_tokens)
+        result = infer.run(loaded, prepared.stream, adata.n_obs, settings.pack_tokens, genes=contextual)
         logger.info("embed: %s", prepared)
         _warn_of_few_genes(prepared.coverage())
         facts = prepared.facts()
     else:
-        result = infer.run(loaded, _stored(adata, tokens, loaded), adata.n_obs, settings.pack_tokens)
+        result = infer.run(loaded, _stored(adata, tokens, loaded), adata.n_obs, settings.pack_tokens, genes=contextual)
         logger.info("embed: tokens from obsm[%r]; %s on %s", tokens, loaded.spec.name, loaded.device)
         facts = adata.uns[records.UNS][tokens] | {"device": str(loaded.device), "tokens": tokens}
         gene_column, species = gene_column or facts["gene_column"], species or facts["species"]
 
     # All that can fail comes before the first result is written.
-    gene_vectors = _gene_vectors(adata, loaded, gene_column, species, gene_table) if genes else None
+    known = result.gene_means if contextual else loaded.gene_vectors() if genes else None
+    gene_vectors = None if known is None else _of_columns(known, adata, loaded, gene_column, species, gene_table)
     announce_overwrite(adata, "obsm", key)
     adata.obsm[key] = result.vectors
     n_genes = records.N_GENES if key_added is None else f"{key_added}_n_genes"
@@ -140,8 +150,14 @@ def embed(
             adata.n_obs,
             n_genes,
         )
-    records.write_record(adata.uns, key, records.make_record("cfm.tl.embed", **facts))
+    records.write_record(adata.uns, key, records.make_record("cfm.tl.embed", **(facts | {"options": options or None})))
     return adata if copy else None
+
+
+def _is_contextual(genes: bool | str) -> bool:
+    if genes not in (True, False, "static", "contextual"):
+        raise OptionError(f"genes={genes!r}: type True or 'static', 'contextual', or False.")
+    return genes == "contextual"
 
 
 def _warn_of_few_genes(coverage: Coverage) -> None:
@@ -174,10 +190,12 @@ def _stored(adata: AnnData, key: str, model: CellModel) -> Any:
             f"obsm has {key!r} but not {values_key!r}, which belongs to it. Run cfm.pp.tokenize again."
         )
     values = as_csr(adata.obsm[values_key]) if values_key else None
-    return infer.stored_tokens(as_csr(adata.obsm[key]), values, settings.chunk_cells)
+    columns = infer.obs_columns(adata, model)
+    return infer.stored_tokens(as_csr(adata.obsm[key]), values, settings.chunk_cells, columns)
 
 
-def _gene_vectors(
+def _of_columns(
+    known: np.ndarray[Any, np.dtype[np.float32]],
     adata: AnnData,
     model: CellModel,
     gene_column: str | None,
@@ -195,7 +213,6 @@ def _gene_vectors(
         gene_table=table,
         min_genes=0,
     ).tokens
-    known = model.gene_vectors()
     vectors = np.full((adata.n_vars, known.shape[1]), np.nan, np.float32)
     vectors[tokens >= 0] = known[tokens[tokens >= 0]]
     return vectors

@@ -1,0 +1,65 @@
+"""Vectors for the values beside tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .rows import by_rows
+
+
+class ContinuousValue(nn.Module):
+    """A vector for any number: LayerNorm(W2 relu(W1 min(v, largest) + b1) + b2).
+
+    Parameters
+    ----------
+    dim
+        Length of a vector.
+    largest
+        Numbers above count as this one; there is no lower bound.
+    dropout
+        Share of the vector that is set to 0, in training.
+    """
+
+    def __init__(self, dim: int, *, largest: float, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(1, dim)
+        self.linear2 = nn.Linear(dim, dim)
+        self.norm = nn.LayerNorm(dim)
+        self.largest, self.dropout = largest, dropout
+
+    def forward(self, values: Tensor) -> Tensor:
+        """float[n, dim] for the numbers float[n]."""
+        if torch.is_grad_enabled():
+            return F.dropout(self._vectors(values), self.dropout, self.training)
+        # Bins are few: each is computed once, whatever the number of tokens.
+        distinct, which = values.unique(return_inverse=True)
+        return F.dropout(by_rows(self._vectors, distinct)[which], self.dropout, self.training)
+
+    def _vectors(self, values: Tensor) -> Tensor:
+        column = values.clamp(max=self.largest).unsqueeze(1)
+        found: Tensor = self.norm(self.linear2(F.relu(self.linear1(column))))
+        return found
+
+
+class NormedEmbedding(nn.Module):
+    """A table of vectors, each normed when it is looked up: genes, batches, or values that are categories.
+
+    Parameters
+    ----------
+    n
+        Number of rows.
+    dim
+        Length of a vector.
+    """
+
+    def __init__(self, n: int, dim: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(n, dim)
+        self.enc_norm = nn.LayerNorm(dim)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """float[n, dim] for the rows int64[n]."""
+        found: Tensor = self.enc_norm(self.embedding(ids))
+        return found
