@@ -11,8 +11,43 @@ from cfm.cli import main
 def test_models_lists_the_registry(capsys):
     assert main(["models"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["name", "family", "species", "licence", "description"]
+    assert lines[0].split() == ["name", "family", "species", "licence", "available", "description"]
     assert [line.split()[0] for line in lines[1:]] == cfm.models.list().index.tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("geneformer-v2-104m", ["Apache-2.0", "download, 425 MB", "Geneformer-V2-104M/model.safetensors (418 MB)"]),
+        ("scgpt-human", ["by hand", "best_model.pt", "none for the weights"]),
+    ],
+)
+def test_info_of_a_model_that_is_not_here(name, words, tmp_path, capsys):
+    with cfm.settings.override(cache_dir=tmp_path):
+        assert main(["info", name]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith(f"{name}\n")
+    assert all(word in captured.out for word in [*words, f"cfm fetch {name}"])
+    assert captured.err == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_fetch_prints_the_folder(tmp_path, capsys):
+    assert main(["fetch", "cfm-mini"]) == 0
+    assert capsys.readouterr().out == f"{cfm.models.fetch('cfm-mini')}\n"
+    for name in ("args.json", "best_model.pt", "vocab.json"):
+        (tmp_path / name).write_text("{}")
+    with cfm.settings.override(cache_dir=tmp_path / "cache"):
+        assert main(["fetch", "scgpt-lung", "--folder", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'cache' / 'models' / 'scgpt' / 'scGPT_lung'}\n"
+
+
+def test_fetch_says_what_to_do_by_hand(tmp_path, capsys):
+    with cfm.settings.override(cache_dir=tmp_path):
+        assert main(["fetch", "scgpt-lung"]) == 1
+        assert "cfm fetch scgpt-lung --folder ~/Downloads/scGPT_lung" in capsys.readouterr().err
+        assert main(["fetch", "scgpt-lung", "--folder", str(tmp_path / "none")]) == 1
+        assert f"{tmp_path / 'none'} is none" in capsys.readouterr().err
 
 
 def test_info_of_a_model(capsys):

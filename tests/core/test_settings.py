@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -20,6 +21,8 @@ from cfm._core.settings import Settings
         ("threads", -1),
         ("verbosity", "loud"),
         ("progress", "perhaps"),
+        ("offline", "perhaps"),
+        ("cache_dir", 3),
     ],
 )
 def test_wrong_values_are_refused_and_leave_the_old(name: str, value: object) -> None:
@@ -53,6 +56,14 @@ def test_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CFM_DEVICE", "cpu")
     made = Settings()
     assert (made.chunk_cells, made.progress, made.device) == (12, False, "cpu")
+    assert (made.cache_dir, made.offline) == (None, False)
+    monkeypatch.setenv("CFM_CACHE_DIR", "/data/models")
+    monkeypatch.setenv("CFM_OFFLINE", "1")
+    made = Settings()
+    assert (made.cache_dir, made.offline) == (Path("/data/models"), True)
+    # As in `CFM_CACHE_DIR= cfm models`: not the folder that Python started in.
+    monkeypatch.setenv("CFM_CACHE_DIR", "")
+    assert Settings().cache_dir is None
     monkeypatch.setenv("CFM_CHUNK_CELLS", "none")
     with pytest.raises(ValidationError, match="chunk_cells"):
         Settings()

@@ -17,9 +17,19 @@ from cfm.errors import CheckpointError, OptionError, UnknownModelError
 
 def test_list_names_what_can_be_loaded() -> None:
     table = models.list()
-    assert list(table.columns) == ["family", "species", "licence", "description"]
-    assert "cfm-mini" in table.index
+    assert list(table.columns) == ["family", "species", "licence", "available", "description"]
+    assert table.loc["cfm-mini", "available"] == "packaged"
     assert table.notna().all(axis=None)
+
+
+def test_list_says_how_to_come_by_each(tmp_path: Path) -> None:
+    with cfm.settings.override(cache_dir=tmp_path):
+        available = models.list()["available"]
+    assert available["geneformer-v1-10m"] == "download, 44.6 MB"
+    assert available["geneformer-v2-104m"] == "download, 425 MB"
+    assert available["geneformer-v2-316m"] == "download, 1.27 GB"
+    assert available["scgpt-human"] == available["geneformer-12l-95m"] == "by hand"
+    assert not list(tmp_path.iterdir())
 
 
 def test_info_agrees_with_the_table_and_the_vectors() -> None:
@@ -70,7 +80,7 @@ def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
 
 def test_a_folder_of_no_family(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").touch()
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(CheckpointError, match=r"no known family \(mini.*\['config.json', 'pytorch_model.bin'\]"):
         models.load(tmp_path)
     with pytest.raises(UnknownModelError, match="no such folder"):

@@ -19,6 +19,10 @@ class CheckpointError(CfmError, ValueError):
     """A model folder that is incomplete, damaged or not what it says."""
 
 
+class DownloadError(CfmError, OSError):
+    """Files of a model that cannot be had, or that are not those that are known."""
+
+
 class UnknownModelError(CfmError, KeyError):
     """No model of this name is registered."""
 

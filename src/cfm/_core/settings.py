@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from scverse_misc import Settings as _ScverseSettings
 
 
@@ -31,11 +32,18 @@ class Settings(_ScverseSettings):
     chunk_cells: Annotated[int, Field(gt=0)] = 2048
     """Cells read from storage at a time. It bounds memory and never changes a result."""
 
-    pack_tokens: Annotated[int, Field(gt=0)] = 65_536
+    pack_tokens: Annotated[int, Field(gt=0)] = 16_384
     """Tokens that go through a model at a time. It bounds memory and never changes a result."""
 
     threads: Annotated[int, Field(ge=0)] = 0
     """Threads that tokenise. 0 takes all the cores this process may use."""
+
+    # An empty variable in the environment is one that is not set, and not the folder that Python started in.
+    cache_dir: Annotated[Path | None, BeforeValidator(lambda value: value or None)] = None
+    """Where downloaded models are kept. None takes the folder for caches of the system: on Linux ``~/.cache/cfm``."""
+
+    offline: bool = False
+    """Whether to leave the network alone: a model that is not in the cache is an error that says what is missing."""
 
 
 settings = Settings()

@@ -1,4 +1,4 @@
-"""``cfm models`` and ``cfm info``."""
+"""``cfm models``, ``cfm fetch`` and ``cfm info``."""
 
 from __future__ import annotations
 
@@ -19,15 +19,35 @@ _DATA_SUFFIXES = (".h5ad", ".zarr", ".h5", ".h5mu", ".loom")
 
 
 def add_commands(commands: Commands) -> None:
-    """Add both commands."""
+    """Add the three commands."""
     parser = add_command(
         commands,
         "models",
         _models,
         summary="list the models",
-        description="List the models that can be called by name.",
+        description="""\
+List the models that can be called by name, and whether each is here, can be downloaded, or has to be brought by hand.
+The network is not asked. A model is downloaded when it is first used, or with `cfm fetch`.""",
         examples="  cfm models",
     )
+    finish(parser)
+    parser = add_command(
+        commands,
+        "fetch",
+        _fetch,
+        summary="download a model, or take it from a folder",
+        description="""\
+Bring a model into the cache, so that it works by name and without a network, and print its folder. What is there and
+intact is left alone; a download that was cut goes on where it stopped. For a model that cannot be downloaded, the
+message says where to get it. CFM_CACHE_DIR in the environment chooses another cache, CFM_OFFLINE=1 forbids downloads.""",
+        examples="""\
+  cfm fetch geneformer-v2-104m
+  cfm fetch scgpt-human --folder ~/Downloads/scGPT_human""",
+    )
+    parser.add_argument("name", metavar="NAME", help="a name that `cfm models` lists")
+    # Not called like the argument of the function: its messages say what to type here already.
+    parser.add_argument("--folder", dest="given", metavar="DIR", type=Path,
+                        help="take the files from here: checked, then copied into the cache")  # fmt: skip
     finish(parser)
     parser = add_command(
         commands,
@@ -35,11 +55,13 @@ def add_commands(commands: Commands) -> None:
         _info,
         summary="show what a model is, or what cfm finds in a file and wrote there",
         description="""\
-For a model: family, version, digest of the weights, licence, species, sizes, and the labels that it can give.
+For a model: family, version, digest of the weights, licence, species, sizes, and the labels that it can give. Of one
+that is not here yet, its files and how to get them; nothing is downloaded.
 For a file of cells: where the raw counts are, how many of its genes a model knows, and what cfm wrote into it and
 with what. Nothing is computed and nothing is written.""",
         examples="""\
   cfm info cfm-mini
+  cfm info geneformer-v2-104m
   cfm info my_model/
   cfm info cells.h5ad
   cfm info mouse.zarr --species mouse""",
@@ -57,6 +79,12 @@ def _models(_args: argparse.Namespace) -> None:
     print(columns([list(table.columns), *table.astype(str).to_numpy().tolist()]))
 
 
+def _fetch(args: argparse.Namespace) -> None:
+    from cfm import models
+
+    print(models.fetch(args.name, folder=args.given))
+
+
 def _info(args: argparse.Namespace) -> None:
     path = Path(args.target)
     is_store = path.is_file() or any((path / name).is_file() for name in ("zarr.json", ".zgroup"))
@@ -69,6 +97,10 @@ def _info(args: argparse.Namespace) -> None:
 def _show_model(name: str) -> None:
     from cfm import models
 
+    table = models.list()
+    if name in table.index and table.loc[name, "available"] not in ("packaged", "cached"):
+        _show_entry(name)
+        return
     model = models.load(name, device="cpu")
     spec, reference = model.spec, model.reference()
     rows = [
@@ -84,6 +116,31 @@ def _show_model(name: str) -> None:
         ("labels", "none: annotate needs --reference" if reference is None else ", ".join(reference.names)),
     ]
     print(pairs(spec.name, rows))
+
+
+def _show_entry(name: str) -> None:
+    """What the registry knows of a model that is not here yet."""
+    from cfm.models.download import cache_folder
+    from cfm.models.registry import entries
+
+    entry, cache = entries()[name], cache_folder()
+    rows = [
+        ("family", entry.family),
+        ("licence", entry.licence),
+        ("species", entry.species),
+        ("about", entry.description),
+        ("available", entry.available(cache)),
+        *([("notice", entry.notice)] if entry.notice else []),
+        *[("file", f"{entry.url_of(file) or file.name}{_size(file.size)}") for file in entry.files],
+        ("get it", f"cfm fetch {name}"),
+    ]
+    print(pairs(name, rows))
+
+
+def _size(size: int | None) -> str:
+    from cfm.models.entry import readable
+
+    return f" ({readable(size)})" if size else ""
 
 
 def _show_cells(path: Path, args: argparse.Namespace) -> None:

@@ -17,7 +17,7 @@ from cfm._core.logging import logger
 from cfm._core.settings import settings
 from cfm.counts import CountSource, find_counts
 from cfm.genes import Coverage, GeneMatch, match
-from cfm.genes.matching import read_gene_table
+from cfm.genes.matching import MIN_GENES, read_gene_table
 from cfm.models import CellModel
 
 from .stream import TokenStream
@@ -71,7 +71,16 @@ def prepare(
     """Find counts and genes, and make the token stream; nothing is read yet but a sample."""
     source = find_counts(adata, layer=layer)
     table = read_table(gene_table)
-    found = match(source.var, model.vocabulary, gene_column=gene_column, species=species, gene_table=table)
+    # Models that were fine-tuned on a panel know few genes themselves.
+    min_genes = min(MIN_GENES, len(model.vocabulary) // 2)
+    found = match(
+        source.var,
+        model.vocabulary,
+        gene_column=gene_column,
+        species=species,
+        gene_table=table,
+        min_genes=min_genes,
+    )
     columns = obs_columns(adata, model)
     stream = TokenStream(source, model.tokenizer(found, columns), settings.chunk_cells, columns)
     return Prepared(source, found, stream, model)

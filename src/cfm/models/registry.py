@@ -17,9 +17,12 @@ import pandas as pd
 import torch
 
 from cfm._core.errors import CheckpointError, OptionError, UnknownModelError
+from cfm._core.logging import logger
 from cfm._core.settings import settings
 
 from .contract import CellModel, ModelSpec
+from .download import cache_folder, fetch_files
+from .entry import Entry, read_entries
 
 
 @cache
@@ -27,26 +30,82 @@ def _registry() -> dict[str, Any]:
     return tomllib.loads((files("cfm.models") / "registry.toml").read_text(encoding="utf-8"))
 
 
+@cache
+def entries() -> dict[str, Entry]:
+    """What the registry knows of each model, by name."""
+    return read_entries(_registry())
+
+
 def list() -> pd.DataFrame:
-    """The models that can be called by name.
+    """The models that can be called by name. The network is not asked.
 
     Returns
     -------
-    A table indexed by name: family, species, licence, description.
+    A table indexed by name: family, species, licence, available, description. `available` is ``"packaged"``,
+    ``"cached"``, ``"download, "`` and what is missing of it, or ``"by hand"``: `fetch` then says where to get it.
 
     Examples
     --------
     >>> import cfm
-    >>> cfm.models.list().index.tolist()
-    ['cfm-mini']
+    >>> cfm.models.list().loc["cfm-mini", "available"]
+    'packaged'
     """
-    columns = ["family", "species", "licence", "description"]
-    table = pd.DataFrame.from_dict(_registry()["models"], orient="index")[columns]
-    return table.rename_axis("name")
+    cached = cache_folder()
+    rows = {
+        name: (entry.family, entry.species, entry.licence, entry.available(cached), entry.description)
+        for name, entry in entries().items()
+    }
+    columns = ["family", "species", "licence", "available", "description"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("name")
+
+
+def fetch(name: str, *, folder: str | Path | None = None) -> Path:
+    """Bring a model into the cache, so that it works by name and without a network.
+
+    Files that are there and intact are left alone; their checksums are compared each time. A download that was cut goes
+    on where it stopped. Several processes may call this at once: one downloads, the others wait.
+
+    Parameters
+    ----------
+    name
+        Name in `cfm.models.list`.
+    folder
+        Folder with the files, for models that cannot be downloaded, and for machines without a network. They are
+        checked and copied; what it does not have is downloaded.
+
+    Returns
+    -------
+    The folder that holds the model.
+
+    Raises
+    ------
+    UnknownModelError
+        No such name.
+    DownloadError
+        A file that cannot be had, is not the one that is known, or has to be brought by hand: the message says from
+        where.
+
+    Examples
+    --------
+    >>> import cfm
+    >>> cfm.models.fetch("cfm-mini").name  # ships with cfm
+    'weights'
+    """
+    entry = _entry(name)
+    if folder is not None:
+        folder = Path(os.path.expanduser(folder)).absolute()
+        if not folder.is_dir():
+            raise OptionError(f"folder= takes a folder that exists, with the files of {name}; {folder} is none.")
+    if entry.packaged:
+        return _packaged(entry)
+    _show_notice(name)
+    return fetch_files(entry, cache_folder(), folder=folder, offline=settings.offline)
 
 
 def load(model: str | Path, *, device: str | None = None, **options: Any) -> CellModel:
     """Load a model by registry name or folder. A model that is in use already is not read again.
+
+    A named model that is not in the cache is fetched first, see `cfm.models.fetch`.
 
     Parameters
     ----------
@@ -61,6 +120,8 @@ def load(model: str | Path, *, device: str | None = None, **options: Any) -> Cel
     ------
     UnknownModelError
         Neither a name nor a folder.
+    DownloadError
+        The files of a named model are not there and cannot be had.
     CheckpointError
         The folder is incomplete, damaged, or of no known family.
     OptionError
@@ -80,6 +141,8 @@ def load(model: str | Path, *, device: str | None = None, **options: Any) -> Cel
 
 def info(model: str | Path) -> ModelSpec:
     """What a model is: family, version, digest of its weights, licence, species, sizes.
+
+    The model is read for it, and fetched first where it is not in the cache; `cfm.models.list` does neither.
 
     Examples
     --------
@@ -129,12 +192,10 @@ def _family(family: str) -> type[CellModel]:
 
 def _locate(model: str | Path) -> tuple[Path, str, str]:
     """Folder, family and name of a model."""
-    models = _registry()["models"]
+    if isinstance(model, str) and model in entries():
+        return _ready(model), entries()[model].family, model
     if not isinstance(model, str | Path):
-        raise OptionError(f"model= takes a name or a folder, not {type(model).__name__}. Names: {', '.join(models)}.")
-    if isinstance(model, str) and model in models:
-        package, _, inside = models[model]["packaged"].partition("/")
-        return Path(str(files(package) / inside)), models[model]["family"], model
+        raise _unknown(model)
     # Unlike Path's, this expanduser leaves alone what it cannot expand. An empty text is no folder, though Path says ".".
     folder = Path(os.path.expanduser(model))
     if str(model) and folder.is_dir():
@@ -145,7 +206,46 @@ def _locate(model: str | Path) -> tuple[Path, str, str]:
         found = sorted(path.name for path in folder.iterdir())[:10]
         known = ", ".join(_registry()["families"])
         raise CheckpointError(f"{folder} has the layout of no known family ({known}). It holds {found}.")
-    near = difflib.get_close_matches(str(model), models, n=3, cutoff=0.4)
+    raise _unknown(model)
+
+
+def _ready(name: str) -> Path:
+    """Folder of a named model, fetched where it is not complete. Sizes tell, so that each load need not read it all."""
+    entry = entries()[name]
+    if entry.packaged:
+        return _packaged(entry)
+    cached = cache_folder()
+    if entry.lacking(cached, content=False):
+        return fetch(name)
+    _show_notice(name)
+    return cached / entry.store / entry.folder
+
+
+def _entry(name: object) -> Entry:
+    """The entry of what should be a name."""
+    if isinstance(name, str) and name in entries():
+        return entries()[name]
+    if isinstance(name, str | Path) and str(name) and Path(name).is_dir():
+        raise OptionError(f"fetch takes a name, and {name} is a folder: use it as it is, model={str(name)!r}.")
+    raise _unknown(name)
+
+
+def _packaged(entry: Entry) -> Path:
+    package, _, inside = entry.packaged.partition("/")
+    return Path(str(files(package) / inside))
+
+
+@cache
+def _show_notice(name: str) -> None:
+    """Once in a session, before a model is used or downloaded."""
+    if notice := entries()[name].notice:
+        logger.warning("%s: %s", name, notice)
+
+
+def _unknown(model: object) -> OptionError | UnknownModelError:
+    names = ", ".join(entries())
+    if not isinstance(model, str | Path):
+        return OptionError(f"model= takes a name or a folder, not {type(model).__name__}. Names: {names}.")
+    near = difflib.get_close_matches(str(model), entries(), n=3, cutoff=0.5)
     hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
-    msg = f"No model is called {str(model)!r}, and there is no such folder. {hint}Names: {', '.join(models)}."
-    raise UnknownModelError(msg)
+    return UnknownModelError(f"No model is called {str(model)!r}, and there is no such folder. {hint}Names: {names}.")

@@ -56,8 +56,8 @@ def attention(
 
 
 def _one_cell(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    heads_first = (part.transpose(0, 1)[None] for part in (q, k, v))
-    return F.scaled_dot_product_attention(*heads_first, dropout_p=dropout)[0].transpose(0, 1)
+    q, k, v = (part.transpose(0, 1)[None] for part in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)[0].transpose(0, 1)
 
 
 def _known_first(q: Tensor, k: Tensor, v: Tensor, n_known: int, dropout: float) -> Tensor:

@@ -80,7 +80,7 @@ class BertEncoder(nn.Module):
     def forward(self, ids: Tensor, offsets: list[int], n_layers: int | None = None) -> Tensor:
         """Token vectors after `n_layers` layers (None: all), float[n_tokens, dim]."""
         x = self.embed(ids, offsets)
-        for layer in list(self.layers)[:n_layers]:
+        for layer in self.layers[:n_layers]:
             x = layer(x, offsets)
         return x
 
@@ -89,8 +89,9 @@ class BertEncoder(nn.Module):
         if n_layers == 0:
             return self.embed(ids, offsets)[offsets[:-1]]
         x = self(ids, offsets, n_layers - 1)
-        first: Tensor = self.layers[n_layers - 1].first_tokens(x, offsets)
-        return first
+        last = self.layers[n_layers - 1]
+        assert isinstance(last, EncoderLayer)
+        return last.first_tokens(x, offsets)
 
 
 class MaskedGeneHead(nn.Module):
