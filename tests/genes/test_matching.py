@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -74,10 +75,13 @@ def test_the_column_that_finds_most_wins(human: Vocabulary, crowd: list[str]) ->
     assert (found.column, found.identifier, found.n_tokens) == ("gene_ids", "ensembl", 150)
 
 
-def test_var_names_win_a_draw(human: Vocabulary, crowd: list[str]) -> None:
+def test_a_draw_goes_to_the_names_of_the_vocabulary_then_to_var_names(human: Vocabulary, crowd: list[str]) -> None:
     identifiers = [human_genes()[symbol] for symbol in crowd]
-    assert match(frame(crowd, gene_ids=identifiers), human).column == "var_names"
+    assert match(frame(crowd, gene_ids=identifiers), human).column == "gene_ids"
     assert match(frame(identifiers, symbol=crowd), human).column == "var_names"
+    of_symbols = dataclasses.replace(human, identifier="symbol")
+    assert match(frame(identifiers, symbol=crowd), of_symbols).column == "symbol"
+    assert match(frame(crowd, symbol=crowd), of_symbols).column == "var_names"
 
 
 def test_gene_column_looks_at_one_column_only(human: Vocabulary, crowd: list[str]) -> None:

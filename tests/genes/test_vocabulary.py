@@ -88,3 +88,9 @@ def test_damaged_table_is_refused_with_what_is_wrong(tmp_path: Path, text: str, 
     path.write_text(text)
     with pytest.raises(CheckpointError, match=message):
         Vocabulary.read(path)
+
+
+def test_genes_without_an_id_are_found_by_name_only() -> None:
+    vocabulary = Vocabulary(("", TP53, ""), ("p_CD3", "TP53", "clone 7"))
+    assert vocabulary.by_ensembl == {TP53: 1}
+    assert vocabulary.by_symbol["clone 7"] == 2

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import cfm
-from cfm.tokens import bin_values
+from cfm.tokens import bin_values, quantile_edges
 
 DTYPES = ("float32", "float64")
 
@@ -85,3 +85,42 @@ def test_threads_change_nothing(threaded: Callable[[], int]) -> None:
             results.append(bin_values(values, offsets, 51).tobytes())
             assert threaded() == threads
     assert len(set(results)) == 1
+
+
+def official_binning(row: NDArray[np.generic], n_bins: int, draws: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The rule for values on several edges, written out."""
+    edges = np.quantile(row, np.linspace(0, 1, n_bins))
+    left, right = np.digitize(row, edges), np.digitize(row, edges, right=True)
+    return np.ceil(draws * (right - left) + left)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_random_ties(pbmc: AnnData, dtype: str) -> None:
+    counts, offsets = pbmc.X.data.astype(dtype), pbmc.X.indptr.astype(np.int64)
+    draws = np.random.default_rng(0).random(len(counts))
+    rows = [slice(a, b) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    expected = np.concatenate([official_binning(counts[row], 50, draws[row]) for row in rows])
+    found = bin_values(counts, offsets, 50, draws)
+    np.testing.assert_array_equal(found, expected)
+    plain = bin_values(counts, offsets, 50)
+    assert (found <= plain).all(), "the upper bin is the highest of those that can be drawn"
+    assert (found != plain).mean() > 0.3, "ties are common in counts"
+
+
+def test_one_value_takes_any_bin() -> None:
+    draws = (np.arange(1000) + 0.5) / 1000
+    found = bin_values(np.ones(1000), np.arange(1001), 50, draws)
+    assert np.bincount(found).tolist() == [0, *[20] * 50]
+
+
+def test_as_many_draws_as_values() -> None:
+    with pytest.raises(ValueError, match="1 draws do not go with 2 values"):
+        bin_values(np.ones(2), np.array([0, 2]), 5, np.zeros(1))
+
+
+def test_edges_are_numpys_quantiles(pbmc: AnnData) -> None:
+    counts, offsets = pbmc.X.data, pbmc.X.indptr.astype(np.int64)
+    found = quantile_edges(counts, offsets, 50)
+    rows = [counts[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    np.testing.assert_array_equal(found, [np.quantile(row, np.linspace(0, 1, 50)) for row in rows])
+    assert quantile_edges(np.empty(0), np.array([0, 0]), 3).tolist() == [[0, 0, 0]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,6 +71,12 @@ def add_model(group: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
                        help="a name that `cfm models` lists, or a folder with a checkpoint (default: %(default)s)")  # fmt: skip
 
 
+def add_option(parser: argparse.ArgumentParser) -> None:
+    """``--option``, for what only some models have."""
+    parser.add_argument("--option", type=_pair, action="append", default=[], metavar="NAME=VALUE",
+                        help="an option of the model's family, such as emb_layer=0; may be given several times")  # fmt: skip
+
+
 def add_device(group: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """``--device``."""
     group.add_argument("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1... (default: auto)")
@@ -108,6 +115,16 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
     return number
+
+
+def _pair(text: str) -> tuple[str, int | float | str]:
+    name, sign, value = text.partition("=")
+    if not name.isidentifier() or not sign:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE")
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return name, kind(value)
+    return name, value
 
 
 def _key(text: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import add_command, add_device, add_key, add_model, add_output, add_reading, finish, positive
+from .options import add_command, add_device, add_key, add_model, add_option, add_output, add_reading, finish, positive
 from .tables import columns, labels_found, pairs
 
 if TYPE_CHECKING:
@@ -43,9 +43,11 @@ sc.pp.neighbors(adata, use_rep="X_cfm").""",
   cfm embed cells.h5ad -o embedded.h5ad --model my_model/ --key-added X_mine""",
     )
     _add_cells(parser)
-    parser.add_argument("--genes", action="store_true", help='also a vector for each gene: varm["cfm_genes"]')
+    parser.add_argument("--genes", nargs="?", const="static", choices=("static", "contextual"), default=False,
+                        help='also a vector for each gene: varm["cfm_genes"]; contextual ones are means over the cells')  # fmt: skip
     parser.add_argument("--tokens", metavar="KEY", help="key in obsm where `cfm tokenize` left tokens to start from")
     add_model(parser)
+    add_option(parser)
     add_device(parser)
     add_key(parser, "X_cfm")
     add_output(parser)
@@ -74,6 +76,7 @@ lists their labels.""",
     parser.add_argument("--n-neighbors", type=positive, default=15, metavar="N",
                         help="labelled cells that vote, with --reference (default: %(default)s)")  # fmt: skip
     add_model(parser)
+    add_option(parser)
     add_device(parser)
     add_key(parser, "cfm_label")
     add_output(parser)
@@ -97,6 +100,7 @@ looking at what a model sees, and for embedding the same cells several times. `c
     )
     _add_cells(parser)
     add_model(parser)
+    add_option(parser)
     add_key(parser, "cfm_tokens")
     add_output(parser)
     add_reading(parser)
@@ -139,7 +143,7 @@ def _tokenize(args: argparse.Namespace) -> None:
 
 
 def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
-    return {name: getattr(args, name) for name in names}
+    return {name: getattr(args, name) for name in names} | dict(args.option)
 
 
 def _process(args: argparse.Namespace, work: Callable[[AnnData], object], *, obsm: bool = False) -> AnnData:
@@ -148,9 +152,12 @@ def _process(args: argparse.Namespace, work: Callable[[AnnData], object], *, obs
     from .writing import choose_target, write_results
 
     target = choose_target(args.cells, None if args.inplace else args.output, overwrite=args.overwrite)
-    with open_cells(args.cells, obsm=obsm) as adata:
-        given = dict(adata.obsm)
+    # Options may name columns of obs.
+    with open_cells(args.cells, obsm=obsm, obs=bool(args.option)) as adata:
+        given, before = dict(adata.obsm), adata.obs.copy()
         work(adata)
+        after = adata.obs
+        adata.obs = after.drop(columns=[name for name in before if after[name].equals(before[name])])
         for key in given:
             if adata.obsm[key] is given[key]:  # read for the work, not made by it
                 del adata.obsm[key]
@@ -159,4 +166,5 @@ def _process(args: argparse.Namespace, work: Callable[[AnnData], object], *, obs
     written += [(slot, f"{key}, {' x '.join(f'{n:,}' for n in value.shape)}")
                 for slot in ("obsm", "varm") for key, value in getattr(adata, slot).items()]  # fmt: skip
     print(pairs(str(args.output or args.cells), written))
+    adata.obs = after
     return adata

@@ -106,7 +106,7 @@ def match(
     """Find the token of each column of a data set.
 
     Symbols and Ensembl ids are tried on ``var_names`` and on every text column of `var`; what finds most genes
-    wins, and ``var_names`` wins a draw. Names that were made unique by a suffix (``UQCR11-1`` beside ``UQCR11``)
+    wins; a draw goes to the kind of name that the vocabulary is made of, then to ``var_names``. Names that were made unique by a suffix (``UQCR11-1`` beside ``UQCR11``)
     count as duplicates of the plain name. Among symbols, withdrawn ones and Ensembl ids are read too where no column
     bears the current symbol.
 
@@ -134,14 +134,17 @@ def match(
     species = (species or vocabulary.species).lower()
     lookups = list(_lookups(vocabulary, species, gene_table))
     best: GeneMatch | None = None
+    best_rank = (-1, -1)
     for column, values in _candidates(var, gene_column):
         # Each name once: columns such as feature_type repeat one text for every gene.
         codes, distinct = pd.factorize(values, use_na_sentinel=False)
         names = [str(name) for name in distinct]
         for identifier, lookup, fallback in lookups:
-            tokens = _find(names, lookup, fallback)
+            tokens, n_plain = _find(names, lookup, fallback)
             n_tokens = len(np.unique(tokens[tokens >= 0]))
-            if best is None or n_tokens > best.n_tokens:
+            rank = (n_tokens, n_plain if identifier == vocabulary.identifier else 0)
+            if rank > best_rank:
+                best_rank = rank
                 best = GeneMatch(tokens[codes], np.array(names, str)[codes], column, identifier, species, n_tokens)
     if best is None or best.n_tokens < min_genes:
         raise GeneMatchError(_too_few(best, var, vocabulary, species, gene_column, gene_table, min_genes))
@@ -204,12 +207,14 @@ def _lookups(
         raise OptionError(msg)
 
 
-def _find(names: list[str], lookup: Lookup, fallback: Lookup) -> NDArray[np.int32]:
+def _find(names: list[str], lookup: Lookup, fallback: Lookup) -> tuple[NDArray[np.int32], int]:
+    """Token of each name, and how many names were found without a second look."""
     tokens = np.fromiter((lookup(name) for name in names), dtype=np.int32, count=len(names))
     # What is found in a second look counts only where no column was found in the first: HNRNPU-AS1 was once a name
     # of HNRNPU.
     taken = set(tokens.tolist())
     lost = np.flatnonzero(tokens < 0).tolist()
+    n_plain = len(names) - len(lost)
     present = set(names)
     for i in lost:
         name = names[i]
@@ -221,7 +226,7 @@ def _find(names: list[str], lookup: Lookup, fallback: Lookup) -> NDArray[np.int3
         for older in (name, base) if duplicate else (name,):
             if tokens[i] < 0 and (token := fallback(older)) not in taken:
                 tokens[i] = token
-    return tokens
+    return tokens, n_plain
 
 
 def _refuse_duplicates(found: GeneMatch) -> None:

@@ -33,6 +33,8 @@ class Vocabulary:
         What a model wants done with several columns that name one gene: add their counts, or refuse.
     case_sensitive
         Whether symbols must agree in case. With False, ``by_symbol`` has upper-case keys.
+    identifier
+        The kind of name that the model itself uses; the other kind was looked up in a table.
     aliases
         A model's own table of further names, such as withdrawn ids: Ensembl id by name in upper case. It is asked
         before the packaged tables.
@@ -43,6 +45,7 @@ class Vocabulary:
     species: str = "human"
     duplicates: Duplicates = "sum"
     case_sensitive: bool = True
+    identifier: Literal["ensembl", "symbol"] = "ensembl"
     aliases: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:

@@ -12,13 +12,14 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from cfm._core.errors import MissingKeyError
+from cfm._core.errors import MissingKeyError, OptionError
 from cfm._core.logging import logger
 from cfm._core.settings import settings
 from cfm.counts import CountSource, find_counts
 from cfm.genes import Coverage, GeneMatch, match
 from cfm.genes.matching import MIN_GENES, read_gene_table
 from cfm.models import CellModel
+from cfm.models.contract import BATCH
 
 from .stream import TokenStream
 
@@ -87,7 +88,10 @@ def prepare(
 
 
 def obs_columns(adata: AnnData, model: CellModel) -> dict[str, NDArray[Any]]:
-    """The columns of ``obs`` that a model reads, as numbers; text and categories as positions in sorted order."""
+    """The columns of ``obs`` that a model reads, as numbers; text and categories as positions in sorted order.
+
+    Only what the model calls ``"batch"`` may be text: a column of numbers that are stored as text would pass unnoticed.
+    """
     found = {}
     for name, column in model.obs_columns.items():
         if column not in adata.obs:
@@ -97,6 +101,9 @@ def obs_columns(adata: AnnData, model: CellModel) -> dict[str, NDArray[Any]]:
             msg = f"obs[{column!r}] has no value for {int(values.isna().sum()):,} of {len(values):,} cells."
             raise MissingKeyError(f"{msg} Fill it, or leave these cells out.")
         if values.dtype.kind not in "iuf":
+            if name != BATCH:
+                msg = f"obs[{column!r}] holds {values.dtype}, and {name}= takes a column of numbers."
+                raise OptionError(f"{msg} Convert it: adata.obs[{column!r}].astype(float).")
             categories = sorted(map(str, values.unique()))
             logger.info("%s: %s", name, ", ".join(f"{c!r} is {i}" for i, c in enumerate(categories)))
             values = values.astype(str).map({c: i for i, c in enumerate(categories)}).astype(np.int64)

@@ -88,7 +88,7 @@ class GeneMeans:
     """
 
     def __init__(self, model: CellModel) -> None:
-        self._tokens = model.gene_tokens()
+        self._tokens, self._dim = model.gene_tokens(), model.spec.dim
         n = int(self._tokens.max(initial=0)) + 1
         self._counts = np.zeros(n, np.int64)
         self._sums = np.zeros((n, 0))
@@ -104,6 +104,8 @@ class GeneMeans:
 
     def result(self) -> NDArray[np.float32]:
         """float32[genes of the vocabulary, any]: the means."""
+        if not self._sums.shape[1]:
+            return np.full((len(self._tokens), self._dim), np.nan, np.float32)
         with np.errstate(invalid="ignore"):
             means = self._sums / self._counts[:, None]
         return means[self._tokens].astype(np.float32)

@@ -22,6 +22,9 @@ from cfm.tokens import TokenBatch
 NO_COLUMNS: Mapping[str, NDArray[Any]] = MappingProxyType({})
 """What a model gets that reads no column of ``obs``."""
 
+BATCH = "batch"
+"""The name in `CellModel.obs_columns` whose column may hold text or categories: it is read as positions in sorted order."""
+
 
 @dataclass(frozen=True)
 class ModelSpec:

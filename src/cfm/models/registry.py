@@ -10,6 +10,7 @@ import tomllib
 from functools import cache, lru_cache
 from importlib import import_module
 from importlib.resources import files
+from numbers import Number
 from pathlib import Path
 from typing import Any
 
@@ -180,8 +181,13 @@ def _checked(name: str, family: str, options: dict[str, Any]) -> dict[str, Any]:
         takes = f"takes {', '.join(f'{option}=' for option in known)}" if known else "takes no options"
         raise OptionError(f"There is no option {wrong[0]}=: {name} (family {family}) {takes}.")
     given = {option: value for option, value in options.items() if value is not None}
-    # Loaded models are kept by their options, and lists cannot be a key.
-    return {option: tuple(value) if isinstance(value, builtins.list) else value for option, value in given.items()}
+    for option, value in given.items():
+        # Loaded models are kept by their options.
+        if isinstance(value, builtins.list):
+            given[option] = tuple(value)
+        elif not isinstance(value, str | Path | Number | tuple):
+            raise OptionError(f"{option}={value!r}: an option is a text, a number or a path, not {type(value).__name__}.")
+    return given
 
 
 def _family(family: str) -> type[CellModel]:

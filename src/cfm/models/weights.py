@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import struct
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -53,16 +55,19 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             raise _damaged(path, "safetensors file", error) from error
     try:
         # Zip archives can be mapped; the older format of torch is read into memory.
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # it loads, or is refused below
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         msg = (
             f"{path} holds more than tensors, or is no file of torch.save: {_first_line(error)}. Files that could run "
             "code are refused. Get the file from its official source, or save its state dict alone."
         )
         raise CheckpointError(msg) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, struct.error) as error:
         raise _damaged(path, "file of torch.save", error) from error
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+    plain = isinstance(found, dict) and all(isinstance(k, str) and isinstance(t, Tensor) for k, t in found.items())
+    if not plain:
         what = sorted(map(str, found))[:_SHOWN] if isinstance(found, dict) else type(found).__name__
         raise CheckpointError(f"{path} is no state dict (names and tensors): it holds {what}.")
     return found
@@ -102,6 +107,15 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], *, where: Path, advic
             f"left over: {_some(left_over)}; other shape: {_some(misshapen)}. {advice}"
         )
         raise CheckpointError(msg)
+    whole = [
+        f"{name}: {tensors[name].dtype}"
+        for name, _ in module.named_parameters()
+        if not tensors[name].is_floating_point()
+    ]
+    if whole:
+        raise CheckpointError(
+            f"{where} has whole numbers for weights, as quantised models do: {_some(whole)}. {advice}"
+        )
     as_float = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
     module.load_state_dict(as_float, assign=True)
 

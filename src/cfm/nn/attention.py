@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+_GROUP = 16
+
 
 def attention(
     q: Tensor,
@@ -56,8 +58,12 @@ def attention(
 
 
 def _one_cell(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    n = len(q)
+    if q.device.type == "cpu" and not torch.is_grad_enabled():
+        # torch shares few queries out over its threads in a way that changes their last bits; whole groups it does not.
+        q = F.pad(q, (0, 0, 0, 0, 0, -n % _GROUP))
     q, k, v = (part.transpose(0, 1)[None] for part in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)[0].transpose(0, 1)
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)[0, :, :n].transpose(0, 1)
 
 
 def _known_first(q: Tensor, k: Tensor, v: Tensor, n_known: int, dropout: float) -> Tensor:

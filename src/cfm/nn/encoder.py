@@ -94,12 +94,13 @@ class EncoderLayer(nn.Module):
 
     def _project(self, x: Tensor) -> Tensor:
         """Queries, keys and values, float[n, 3, heads, width]."""
-        return self.qkv(x).view(len(x), 3, self.heads, -1)
+        return self.qkv(x).view(len(x), 3, self.heads, x.shape[1] // self.heads)
 
     def _project_keys(self, x: Tensor) -> Tensor:
         """Keys and values alone, float[n, 2, heads, width]."""
         dim = x.shape[1]
-        return F.linear(x, self.qkv.weight[dim:], self.qkv.bias[dim:]).view(len(x), 2, self.heads, -1)
+        keys = F.linear(x, self.qkv.weight[dim:], self.qkv.bias[dim:])
+        return keys.view(len(x), 2, self.heads, dim // self.heads)
 
     def _attend(self, qkv: Tensor, offsets: list[int], n_known: list[int] | None) -> Tensor:
         q, k, v = qkv.unbind(1)

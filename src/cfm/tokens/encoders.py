@@ -127,12 +127,21 @@ def _radix_rank(bits, infinity, ids, offsets, first, last, ranked, refused):  # 
             ranked[start + i] = order_a[i]
 
 
-def bin_values(values: NDArray[np.floating], offsets: NDArray[np.int64], n_bins: int) -> NDArray[np.int32]:
-    """Bin each value by the quantiles of its own cell; a value on an edge takes the upper bin.
+def bin_values(
+    values: NDArray[np.floating],
+    offsets: NDArray[np.int64],
+    n_bins: int,
+    draws: NDArray[np.float64] | None = None,
+) -> NDArray[np.int32]:
+    """Bin each value by the quantiles of its own cell; a value on an edge takes the upper bin, or a random one.
 
     The edges of a cell are the ``n_bins`` quantiles ``linspace(0, 1, n_bins)`` of its values, so bins run from 1 to
     ``n_bins`` and any strictly increasing transform of a cell (library size, log) leaves them as they are. Equal to
     ``np.digitize(row, np.quantile(row, np.linspace(0, 1, n_bins)))``.
+
+    Several edges fall on one value where many counts are equal. With `draws`, such a value takes one of its bins at
+    random: with ``left = np.digitize(row, edges)`` and ``right = np.digitize(row, edges, right=True)``, the bin is
+    ``ceil(draw * (right - left) + left)``, and a value on no edge keeps its own.
 
     Parameters
     ----------
@@ -142,43 +151,134 @@ def bin_values(values: NDArray[np.floating], offsets: NDArray[np.int64], n_bins:
         int64[n_cells + 1].
     n_bins
         Number of bins.
+    draws
+        float64, one per token, from 0 to below 1; None for the upper bin.
 
     Raises
     ------
     ValueError
-        A value is NaN.
+        A value is NaN, or there are not as many draws as values.
 
     Examples
     --------
-    >>> bin_values(np.array([1.0, 1.0, 2.0, 9.0]), np.array([0, 4]), 3)
+    >>> values, offsets = np.array([1.0, 1.0, 2.0, 9.0]), np.array([0, 4])
+    >>> bin_values(values, offsets, 3)
+    array([1, 1, 2, 3], dtype=int32)
+    >>> bin_values(values, offsets, 3, draws=np.array([0.0, 0.9, 0.5, 0.5]))
     array([1, 1, 2, 3], dtype=int32)
     """
-    if np.isnan(values).any():
-        raise ValueError("NaN cannot be binned")
+    values = _binnable(values)
+    if draws is not None and len(draws) != len(values):
+        raise ValueError(f"{len(draws)} draws do not go with {len(values)} values")
     bins = np.empty(len(values), np.int32)
     quantiles = np.linspace(0, 1, n_bins)
-    if values.dtype not in (np.float32, np.float64):
-        values = values.astype(np.float64)
-    values = np.ascontiguousarray(values)
-    over_rows(lambda a, b: _bin_rows(values, offsets, quantiles, a, b, bins), offsets)
+    given = np.empty(0, np.float64) if draws is None else np.ascontiguousarray(draws, np.float64)
+    over_rows(lambda a, b: _bin_rows(values, offsets, quantiles, given, a, b, bins), offsets)
     return bins
 
 
+def quantile_edges(values: NDArray[np.floating], offsets: NDArray[np.int64], n_bins: int) -> NDArray[np.float64]:
+    """The edges between the bins of `bin_values`; zeros for a cell without values.
+
+    Parameters
+    ----------
+    values, offsets, n_bins
+        As in `bin_values`.
+
+    Returns
+    -------
+    float64[n_cells, n_bins].
+
+    Examples
+    --------
+    >>> quantile_edges(np.array([1.0, 1.0, 2.0, 9.0]), np.array([0, 4]), 3)
+    array([[1. , 1.5, 9. ]])
+    """
+    values = _binnable(values)
+    edges = np.zeros((len(offsets) - 1, n_bins))
+    quantiles = np.linspace(0, 1, n_bins)
+    over_rows(lambda a, b: _edge_rows(values, offsets, quantiles, a, b, edges), offsets)
+    return edges
+
+
+def _binnable(values: NDArray[np.floating]) -> NDArray[np.floating]:
+    if np.isnan(values).any():
+        raise ValueError("NaN cannot be binned")
+    if values.dtype not in (np.float32, np.float64):
+        values = values.astype(np.float64)
+    return np.ascontiguousarray(values)
+
+
+_SMALL = 1024
+"""Whole numbers below this are counted, and not sorted: nearly all counts of a cell."""
+
+
 @numba.njit(nogil=True, cache=True)
-def _bin_rows(values, offsets, quantiles, first, last, bins):  # type: ignore[no-untyped-def]
+def _bin_rows(values, offsets, quantiles, draws, first, last, bins):  # type: ignore[no-untyped-def]
     edges = np.empty(len(quantiles), np.float64)
+    times = np.zeros(_SMALL, np.int64)
+    lefts, rights = np.empty(_SMALL, np.int64), np.empty(_SMALL, np.int64)
     for row in range(first, last):
         start, stop = offsets[row], offsets[row + 1]
         if start == stop:
             continue
-        ordered = np.sort(values[start:stop])
-        for e in range(len(quantiles)):
-            position = quantiles[e] * (len(ordered) - 1)
-            below = int(np.floor(position))
-            above = min(below + 1, len(ordered) - 1)
-            part = position - below
-            gap = ordered[above] - ordered[below]
-            # numpy interpolates from the nearer side; so must we, or an edge may miss its own value by a bit.
-            edges[e] = ordered[below] + gap * part if part < 0.5 else ordered[above] - gap * (1 - part)
+        whole = _count(values[start:stop], times)
+        _find_edges(_ordered(values[start:stop], times, whole), quantiles, edges)
+        if whole:
+            for value in range(_SMALL):
+                if times[value]:
+                    lefts[value] = np.searchsorted(edges, np.float64(value), side="right")
+                    rights[value] = np.searchsorted(edges, np.float64(value), side="left")
         for i in range(start, stop):
-            bins[i] = np.searchsorted(edges, values[i], side="right")
+            if whole:
+                left, right = lefts[np.int64(values[i])], rights[np.int64(values[i])]
+            else:
+                left = np.searchsorted(edges, values[i], side="right")
+                right = np.searchsorted(edges, values[i], side="left") if len(draws) else left
+            bins[i] = np.ceil(draws[i] * (right - left) + left) if len(draws) else left
+
+
+@numba.njit(nogil=True, cache=True)
+def _edge_rows(values, offsets, quantiles, first, last, edges):  # type: ignore[no-untyped-def]
+    times = np.zeros(_SMALL, np.int64)
+    for row in range(first, last):
+        part = values[offsets[row] : offsets[row + 1]]
+        if len(part):
+            _find_edges(_ordered(part, times, _count(part, times)), quantiles, edges[row])
+
+
+@numba.njit(nogil=True, cache=True)
+def _count(row, times):  # type: ignore[no-untyped-def]
+    """How often each whole number stands in a row; False where there are other numbers."""
+    times[:] = 0
+    for value in row:
+        if not 0 <= value < _SMALL or value != np.floor(value):
+            return False
+        times[np.int64(value)] += 1
+    return True
+
+
+@numba.njit(nogil=True, cache=True)
+def _ordered(row, times, whole):  # type: ignore[no-untyped-def]
+    """The values in ascending order: written out from their numbers where these are known, else sorted."""
+    if not whole:
+        return np.sort(row)
+    ordered = np.empty_like(row)
+    place = 0
+    for value in range(_SMALL):
+        for _ in range(times[value]):
+            ordered[place] = value
+            place += 1
+    return ordered
+
+
+@numba.njit(nogil=True, cache=True)
+def _find_edges(ordered, quantiles, edges):  # type: ignore[no-untyped-def]
+    for e in range(len(quantiles)):
+        position = quantiles[e] * (len(ordered) - 1)
+        below = int(np.floor(position))
+        above = min(below + 1, len(ordered) - 1)
+        part = position - below
+        gap = ordered[above] - ordered[below]
+        # numpy interpolates from the nearer side; so must we, or an edge may miss its own value by a bit.
+        edges[e] = ordered[below] + gap * part if part < 0.5 else ordered[above] - gap * (1 - part)

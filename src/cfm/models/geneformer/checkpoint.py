@@ -37,6 +37,8 @@ _SIZES = {
     "layers": "num_hidden_layers",
 }
 
+_SHARES = ("layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob")
+
 # Official names of parts, and ours. What stands in a layer is told apart by the part's own name.
 _PARTS = {
     "bert.embeddings.word_embeddings": "bert.word",
@@ -83,6 +85,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     bad = [key for key in _SIZES.values() if not isinstance(config.get(key), int) or config[key] < 1]
     if bad:
         raise CheckpointError(f"{path} lacks, or has no whole number above 0 for, {bad}. Copy the file again.")
+    if bad := [key for key in _SHARES if not isinstance(config.get(key, 0), int | float)]:
+        raise CheckpointError(f"{path} has no number for {bad}. Copy the file again.")
     expected = {"model_type": "bert", "hidden_act": "relu", "position_embedding_type": "absolute"}
     if other := {key: config[key] for key, value in expected.items() if config.get(key, value) != value}:
         raise CheckpointError(f"{path} says {other}; Geneformer models have {expected}.")
@@ -157,7 +161,9 @@ def _renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if found := _QUERY.fullmatch(name):
             layer, kind = found.groups()
             parts = [f"{layer}.attention.self.{part}.{kind}" for part in ("query", "key", "value")]
-            if all(part in left for part in parts):
+            # One that has other columns than the rest goes on under its own name, and is reported as left over.
+            widths = {left[part].shape[1:] if left[part].ndim else None for part in parts if part in left}
+            if all(part in left for part in parts) and len(widths) == 1 and None not in widths:
                 number = layer.rpartition(".")[2]
                 out[f"bert.layers.{number}.qkv.{kind}"] = torch.cat([left.pop(part) for part in parts])
     for name, tensor in left.items():

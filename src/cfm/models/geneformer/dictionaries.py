@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,12 @@ _SUBFOLDERS = (
     "geneformer/gene_dictionaries_30m",
     "dictionaries/gene_dictionaries_30m",
 )
+
+
+_NUMBER = re.compile("[iuf][1248]")
+
+# What a damaged pickle makes the unpickler and numpy raise.
+_DAMAGE = (EOFError, ValueError, TypeError, LookupError, AttributeError, OSError, MemoryError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -118,7 +125,7 @@ def find_dictionaries(folder: Path, given: str | Path | None, n_tokens: int) -> 
     CheckpointError
         None that fits, or a damaged or hostile file.
     """
-    if given is not None and not Path(given).expanduser().is_dir():
+    if given is not None and not (isinstance(given, str | Path) and Path(given).expanduser().is_dir()):
         raise OptionError(f"dictionaries={str(given)!r} is no folder. Name the one that holds {TOKENS}_gc104M.pkl.")
     roots = [folder, folder.parent] if given is None else [Path(given).expanduser()]
     places = [place for root in roots for sub in _SUBFOLDERS if (place := root / sub).is_dir()]
@@ -137,16 +144,31 @@ def read_pickled(path: Path) -> Any:
         return _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path} is refused: {error}. Copy the official file again.") from error
-    except (EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, OSError, MemoryError) as error:
+    except _DAMAGE as error:
         msg = f"{path} is damaged or no pickled dictionary: {error or type(error).__name__}. Copy the official file again."
         raise CheckpointError(msg) from error
 
 
-def _scalar(dtype: np.dtype[Any], data: bytes) -> int | float:
+class _Dtype:
+    """Stands for numpy's dtype in a pickle: numpy's own would take any state that the file names."""
+
+    def __init__(self, name: object, *_flags: object) -> None:
+        if not isinstance(name, str) or not _NUMBER.fullmatch(name):
+            raise pickle.UnpicklingError(f"it holds a numpy object of type {name!r}, which is no number")
+        self.name, self.order = name, "="
+
+    def __setstate__(self, state: tuple[object, ...]) -> None:
+        """Numpy's state begins with a version and the order of bytes."""
+        if state[1] not in ("<", ">", "|", "="):
+            raise pickle.UnpicklingError(f"it holds a number whose bytes have the order {state[1]!r}")
+        self.order = str(state[1])
+
+
+def _scalar(dtype: object, data: object) -> int | float:
     """A pickled numpy number as Python's own."""
-    if not isinstance(dtype, np.dtype) or dtype.kind not in "iuf" or not isinstance(data, bytes):
+    if not isinstance(dtype, _Dtype) or not isinstance(data, bytes):
         raise pickle.UnpicklingError("it holds a numpy object that is no number")
-    number: int | float = np.frombuffer(data, dtype, count=1)[0].item()
+    number: int | float = np.frombuffer(data, np.dtype(dtype.order + dtype.name), count=1)[0].item()
     return number
 
 
@@ -156,7 +178,7 @@ class _PlainUnpickler(pickle.Unpickler):
     _allowed: dict[tuple[str, str], Callable[..., Any]] = {
         ("numpy.core.multiarray", "scalar"): _scalar,
         ("numpy._core.multiarray", "scalar"): _scalar,
-        ("numpy", "dtype"): np.dtype,
+        ("numpy", "dtype"): _Dtype,
     }
 
     def find_class(self, module: str, name: str) -> Any:

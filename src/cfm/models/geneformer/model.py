@@ -88,8 +88,8 @@ class GeneformerModel:
         module, report = checkpoint.read_module(path, shape)
         found = find_dictionaries(folder, dictionaries, shape.vocabulary)
         version = "1" if found.ends is None else "2"
-        if not -shape.layers <= emb_layer <= 0:
-            raise OptionError(f"emb_layer={emb_layer}: 0 is the last layer, -1 the one before, to {-shape.layers}.")
+        if emb_layer not in range(-shape.layers, 1):
+            raise OptionError(f"emb_layer={emb_layer!r}: 0 is the last layer, -1 the one before, to {-shape.layers}.")
         spec = ModelSpec(
             name=name,
             family="geneformer",
