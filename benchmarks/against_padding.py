@@ -118,15 +118,16 @@ def forward(model: CellModel, plain: Padded, tokens: TokenBatch, batch: int, rou
 def loop_of_ranks(counts: sp.csr_matrix, tokens: np.ndarray, medians: np.ndarray) -> list[np.ndarray]:
     """Geneformer's way: normalise a chunk of 512 cells with scipy, then sort row by row."""
     known = np.flatnonzero(tokens >= 0)
+    of_column = tokens[known]
     out = []
     for start in range(0, counts.shape[0], 512):
         chunk = counts[start : start + 512]
         totals = np.asarray(chunk.sum(axis=1, dtype=np.float64))
         scaled = sp.csr_matrix(chunk[:, known] / totals * 10_000 / medians[known])
         for i in range(chunk.shape[0]):
-            row = slice(scaled.indptr[i], scaled.indptr[i + 1])
-            order = np.argsort(-scaled.data[row], kind="stable")
-            out.append(tokens[known][scaled.indices[row]][order])
+            row = scaled[i]
+            order = np.argsort(-row.data, kind="stable")
+            out.append(of_column[row.indices][order])
     return out
 
 
@@ -146,6 +147,9 @@ def tokenising(model: CellModel, adata: ad.AnnData, rounds: int) -> None:
     found = match(adata.var, model.vocabulary)
     tokenizer = model.tokenizer(found)
     counts = sp.csr_matrix(adata.X)
+    counts = counts[np.diff(counts.indptr) > 0]
+    # A few dozen cells would time the start of threads; the same cells again are as good as others.
+    counts = sp.vstack([counts] * -(-2_000 // counts.shape[0]), format="csr")
     if model.spec.family == "geneformer":
         medians = np.ones(len(found.tokens))
         medians[found.tokens >= 0] = model.dictionaries.medians[found.tokens[found.tokens >= 0]]

@@ -91,7 +91,7 @@ class Padded:
             x = layer.norm1(x)
         context = torch.zeros_like(x)
         if slow:
-            q, k, v = layer._project(x).unbind(1)
+            q, k, v = (part(x).unflatten(1, (layer.heads, -1)) for part in (layer.query, layer.key, layer.value))
             places = self.inputs.offsets.tolist()
             context = attention(q, k[self.valid], v[self.valid], self.offsets, q_offsets=places).flatten(1)
         return layer._after(x[~self.valid], context[~self.valid])

@@ -285,8 +285,7 @@ def _gradient(bert: torch.nn.Module, official: str) -> torch.Tensor:
         return getattr(bert.norm, parts[-1]).grad
     layer = bert.layers[int(parts[3])]
     if "self" in parts:
-        third = ("query", "key", "value").index(parts[-2])
-        return getattr(layer.qkv, parts[-1]).grad.chunk(3)[third]
+        return getattr(getattr(layer, parts[-2]), parts[-1]).grad
     ours = {"attention.output.dense": "out", "attention.output.LayerNorm": "norm1", "intermediate.dense": "up",
             "output.dense": "down", "output.LayerNorm": "norm2"}  # fmt: skip
     return getattr(getattr(layer, ours[".".join(parts[4:-1])]), parts[-1]).grad

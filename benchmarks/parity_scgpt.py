@@ -16,7 +16,7 @@ from torch import Tensor
 
 import cfm
 from cfm.models.scgpt import ScgptModel, checkpoint, losses, perturbation
-from cfm.models.scgpt.layout import our_name
+from cfm.models.scgpt.layout import FUSED, THIRDS, our_name
 from cfm.models.scgpt.module import Inputs, ScgptNetwork
 from cfm.models.scgpt.official import TorchWords
 
@@ -89,9 +89,10 @@ def check_gradients(report: Report, start: str, net: ScgptNetwork, loss: Tensor)
     loss.backward()
     parameters = dict(net.named_parameters())
     for name in report.names(start):
-        parameter = parameters[our_name(name.removeprefix(start))]
-        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        report.check(name, gradient, GRADIENTS, by="scale")
+        ours = our_name(name.removeprefix(start))
+        parts = [ours] if FUSED not in ours else [ours.replace(FUSED, third) for third in THIRDS]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in (parameters[part] for part in parts)]
+        report.check(name, torch.cat(gradients), GRADIENTS, by="scale")
 
 
 def tensor(report: Report, name: str) -> Tensor:

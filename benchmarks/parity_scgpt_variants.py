@@ -178,7 +178,8 @@ def attention(report: Report, net: ScgptNetwork) -> None:
     x = net.embed(net.encoder(inputs.ids), inputs)
     for layer in net.layers[:-1]:
         x = layer(x, offsets.tolist())
-    q, k, _ = by_rows(net.layers[-1]._project, x).view(n_cells, length, 3, net.layout.heads, -1).unbind(2)
+    last = net.layers[-1]
+    q, k = (by_rows(part, x).view(n_cells, length, net.layout.heads, -1) for part in (last.query, last.key))
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k).numpy()
     report.check("grn/qk_head_first_row", scores[:, 0, 0], TOLERANCE, by="scale")
     ranks = _ranks(scores[0], -1, like=report.all["grn/row_rank"])

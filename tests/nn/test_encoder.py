@@ -42,7 +42,10 @@ def by_hand(x: Tensor, w: dict[str, Tensor], order: str, n_known: list[int] | No
     """The layer for all cells, with a softmax over an explicit mask."""
 
     def attended(x: Tensor) -> Tensor:
-        q, k, v = (x @ w["qkv.weight"].T + w["qkv.bias"]).view(-1, 3, HEADS, DIM // HEADS).unbind(1)
+        q, k, v = (
+            (x @ w[f"{part}.weight"].T + w[f"{part}.bias"]).view(-1, HEADS, DIM // HEADS)
+            for part in ("query", "key", "value")
+        )
         cell = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS))
         sees = cell[:, None] == cell[None]
         known = torch.ones(len(x), dtype=torch.bool)

@@ -6,7 +6,9 @@ import builtins
 import difflib
 import inspect
 import os
+import re
 import tomllib
+from collections.abc import Iterable
 from functools import cache, lru_cache
 from importlib import import_module
 from importlib.resources import files
@@ -24,6 +26,7 @@ from cfm._core.settings import settings
 from .contract import CellModel, ModelSpec
 from .download import cache_folder, fetch_files
 from .entry import Entry, read_entries
+from .weights import WEIGHTS_SUFFIXES, read_tensors
 
 
 @cache
@@ -186,8 +189,32 @@ def _checked(name: str, family: str, options: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, builtins.list):
             given[option] = tuple(value)
         elif not isinstance(value, str | Path | Number | tuple):
-            raise OptionError(f"{option}={value!r}: an option is a text, a number or a path, not {type(value).__name__}.")
+            raise OptionError(
+                f"{option}={value!r}: an option is a text, a number or a path, not {type(value).__name__}."
+            )
     return given
+
+
+def looks_like(names: Iterable[str]) -> str | None:
+    """The family whose weights have tensors of such names."""
+    names = builtins.list(names)
+    for family, mark in _registry()["marks"].items():
+        if any(re.match(mark, name) for name in names):
+            return str(family)
+    return None
+
+
+def _by_weights(folder: Path) -> str | None:
+    """The family whose weights a folder holds, where its other files do not tell."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix in WEIGHTS_SUFFIXES:
+            try:
+                family = looks_like(read_tensors(path))
+            except CheckpointError:
+                continue  # whoever reads this folder will say what is wrong with the file
+            if family in _registry()["families"]:
+                return family
+    return None
 
 
 def _family(family: str) -> type[CellModel]:
@@ -209,6 +236,8 @@ def _locate(model: str | Path) -> tuple[Path, str, str]:
         for family in _registry()["families"]:
             if _family(family).recognises(folder):
                 return folder, family, folder.name
+        if of_weights := _by_weights(folder):
+            return folder, of_weights, folder.name  # loading names the file that is missing
         found = sorted(path.name for path in folder.iterdir())[:10]
         known = ", ".join(_registry()["families"])
         raise CheckpointError(f"{folder} has the layout of no known family ({known}). It holds {found}.")

@@ -6,7 +6,7 @@ import pickle
 import struct
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cfm._core.errors import CheckpointError
+
+WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".torch")
 
 _SHOWN = 8
 
@@ -73,7 +75,30 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return found
 
 
-def fill(module: nn.Module, tensors: Mapping[str, Tensor], *, where: Path, advice: str) -> None:
+def check_family(path: Path, names: Iterable[str], family: str) -> None:
+    """That the tensors of a file are not those of another family.
+
+    Raises
+    ------
+    CheckpointError
+        They look like another family's; it is named.
+    """
+    from .registry import looks_like  # which loads families, which read weights
+
+    found = looks_like(names)
+    if found not in (None, family):
+        msg = f"{path} holds weights that look like {found}, not like {family}. The files around it are of {family}: "
+        raise CheckpointError(f"{msg}copy all files of one model from one source.")
+
+
+def fill(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    *,
+    where: Path,
+    advice: str,
+    called: Callable[[str], str] = str,
+) -> None:
     """Put tensors into a network made on the meta device; each must be expected, present and of its shape.
 
     Parameters
@@ -86,6 +111,8 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], *, where: Path, advic
         The file, for the message.
     advice
         Last sentence of the message.
+    called
+        From a name of the network to that in the file, for the message.
 
     Raises
     ------
@@ -95,9 +122,11 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], *, where: Path, advic
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if found != expected:
-        missing, left_over = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+        missing, left_over = (
+            sorted(map(called, names)) for names in (expected.keys() - found.keys(), found.keys() - expected.keys())
+        )
         misshapen = [
-            f"{name}: {found[name]}, not {expected[name]}"
+            f"{called(name)}: {found[name]}, not {expected[name]}"
             for name in sorted(expected.keys() & found.keys())
             if found[name] != expected[name]
         ]
@@ -108,7 +137,7 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], *, where: Path, advic
         )
         raise CheckpointError(msg)
     whole = [
-        f"{name}: {tensors[name].dtype}"
+        f"{called(name)}: {tensors[name].dtype}"
         for name, _ in module.named_parameters()
         if not tensors[name].is_floating_point()
     ]

@@ -53,7 +53,8 @@ class EncoderLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.heads, self.order = heads, order
-        self.qkv = nn.Linear(dim, 3 * dim)
+        # Three matrices and not one: files keep them apart or together, and a part of a mapped file needs no copy.
+        self.query, self.key, self.value = (nn.Linear(dim, dim) for _ in range(3))
         self.out = nn.Linear(dim, dim)
         self.norm1 = nn.LayerNorm(dim, eps=eps)
         self.up = nn.Linear(dim, hidden)
@@ -73,7 +74,7 @@ class EncoderLayer(nn.Module):
         """
         if self.order == "leading":
             x = by_rows(self.norm1, x)
-        context = self._attend(by_rows(self._project, x), offsets, n_known)
+        context = self._attend(x, x, offsets, n_known=n_known)
         if n_known is None:
             return by_rows(self._after, x, context)
         known = torch.zeros(len(x), 1, dtype=torch.bool, device=x.device)
@@ -85,29 +86,25 @@ class EncoderLayer(nn.Module):
         """What `forward` gives for the first token of each cell, float[n_cells, dim], without computing the rest."""
         if self.order == "leading":
             x = by_rows(self.norm1, x)
-        first = offsets[:-1]
-        asking = x[first]
-        q = by_rows(self._project, asking)[:, 0]
-        k, v = by_rows(self._project_keys, x).unbind(1)
-        context = attention(q, k, v, offsets, q_offsets=list(range(len(offsets))), dropout=self._weights_dropout())
-        return by_rows(self._after, asking, context.flatten(1))
+        asking = x[offsets[:-1]]
+        return by_rows(self._after, asking, self._attend(asking, x, offsets, q_offsets=list(range(len(offsets)))))
 
-    def _project(self, x: Tensor) -> Tensor:
-        """Queries, keys and values, float[n, 3, heads, width]."""
-        return self.qkv(x).view(len(x), 3, self.heads, x.shape[1] // self.heads)
-
-    def _project_keys(self, x: Tensor) -> Tensor:
-        """Keys and values alone, float[n, 2, heads, width]."""
-        dim = x.shape[1]
-        keys = F.linear(x, self.qkv.weight[dim:], self.qkv.bias[dim:])
-        return keys.view(len(x), 2, self.heads, dim // self.heads)
-
-    def _attend(self, qkv: Tensor, offsets: list[int], n_known: list[int] | None) -> Tensor:
-        q, k, v = qkv.unbind(1)
-        return attention(q, k, v, offsets, n_known=n_known, dropout=self._weights_dropout()).flatten(1)
-
-    def _weights_dropout(self) -> float:
-        return self.attention_dropout if self.training else 0.0
+    def _attend(
+        self,
+        asking: Tensor,
+        x: Tensor,
+        offsets: list[int],
+        *,
+        q_offsets: list[int] | None = None,
+        n_known: list[int] | None = None,
+    ) -> Tensor:
+        """What the tokens `asking` gather from those of their cell, float[n, dim]."""
+        q, k, v = (
+            by_rows(part, of).unflatten(1, (self.heads, -1))
+            for part, of in ((self.query, asking), (self.key, x), (self.value, x))
+        )
+        dropout = self.attention_dropout if self.training else 0.0
+        return attention(q, k, v, offsets, q_offsets=q_offsets, n_known=n_known, dropout=dropout).flatten(1)
 
     def _after(self, x: Tensor, context: Tensor, known: Tensor | None = None) -> Tensor:
         """All that follows attention; it treats every token alike."""

@@ -71,8 +71,8 @@ class Int8Linear(nn.Module):
         scale = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
         self.scale = nn.Buffer(scale)
         self.zero = nn.Buffer(torch.zeros(len(scale), dtype=torch.int32))
-        self.weight = nn.Buffer((weight / scale[:, None]).round().to(torch.int8))
-        self.packed = torch.ops.onednn.qlinear_prepack(self.weight, None)
+        rounded = (weight / scale[:, None]).round().to(torch.int8)
+        self.packed = torch.ops.onednn.qlinear_prepack(rounded, None)
         self.bias = nn.Buffer(linear.bias.detach())
 
     def forward(self, x: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ def _radix_rank(bits, infinity, ids, offsets, first, last, ranked, refused):  # 
     for row in range(first, last):
         longest = max(longest, offsets[row + 1] - offsets[row])
     n_digits = bits.itemsize
-    zero, eight, low = bits.dtype.type(0), bits.dtype.type(8), bits.dtype.type(255)
+    zero, one, eight, window = bits.dtype.type(0), bits.dtype.type(1), bits.dtype.type(8), bits.dtype.type(24)
     sign = bits.dtype.type(1) << bits.dtype.type(8 * n_digits - 1)
     keys_a, keys_b = np.empty(longest, bits.dtype), np.empty(longest, bits.dtype)
     order_a, order_b = np.empty(longest, np.int32), np.empty(longest, np.int32)
@@ -102,29 +102,59 @@ def _radix_rank(bits, infinity, ids, offsets, first, last, ranked, refused):  # 
             order_a[i] = ids[start + i] if len(ids) else i
             any_bit |= key
             all_bits &= key
-        # Counts leave most digits the same in all keys, and such a digit sorts nothing.
+        # Only the bits that vary sort anything. Of these the highest 24 leave few keys equal that are not, and those few
+        # stand beside each other: putting them right costs less than sorting by all bits.
         varying = any_bit ^ all_bits
-        for digit in range(n_digits):
-            shift = eight * bits.dtype.type(digit)
-            if (varying >> shift) & low == 0:
-                continue
-            places[:] = 0
-            for i in range(n):
-                places[(keys_a[i] >> shift) & low] += 1
-            total = 0
-            for value in range(256):
-                total, places[value] = total + places[value], total
-            for i in range(n):
-                key = keys_a[i]
-                value = (key >> shift) & low
-                place = places[value]
-                places[value] = place + 1
-                keys_b[place] = key
-                order_b[place] = order_a[i]
-            keys_a, keys_b = keys_b, keys_a
-            order_a, order_b = order_b, order_a
+        width = zero
+        while width < bits.dtype.type(8 * n_digits) and varying >> width:
+            width += one
+        for attempt in range(2):
+            shift = width - window if attempt == 0 and width > window else zero
+            digits = bits.dtype.type(0)
+            while shift + digits < width:
+                _by_digit(keys_a, order_a, n, shift + digits, places, keys_b, order_b)
+                keys_a, keys_b = keys_b, keys_a
+                order_a, order_b = order_b, order_a
+                digits += eight
+            if shift == zero or _straighten(keys_a, order_a, n, shift):
+                break
         for i in range(n):
             ranked[start + i] = order_a[i]
+
+
+@numba.njit(nogil=True, cache=True)
+def _by_digit(keys, order, n, shift, places, new_keys, new_order):  # type: ignore[no-untyped-def]
+    """Sort by the eight bits from `shift` on; keys whose bits are equal keep their order."""
+    low = keys.dtype.type(255)
+    places[:] = 0
+    for i in range(n):
+        places[(keys[i] >> shift) & low] += 1
+    total = 0
+    for value in range(256):
+        total, places[value] = total + places[value], total
+    for i in range(n):
+        key = keys[i]
+        value = (key >> shift) & low
+        place = places[value]
+        places[value] = place + 1
+        new_keys[place] = key
+        new_order[place] = order[i]
+
+
+@numba.njit(nogil=True, cache=True)
+def _straighten(keys, order, n, shift):  # type: ignore[no-untyped-def]
+    """Sort runs of keys that agree above `shift`, by insertion; False, and not done, where that would take long."""
+    moves = 0
+    for i in range(1, n):
+        key, which, j = keys[i], order[i], i
+        while j > 0 and keys[j - 1] > key:
+            keys[j], order[j] = keys[j - 1], order[j - 1]
+            j -= 1
+        keys[j], order[j] = key, which
+        moves += i - j
+        if moves > 4 * n:
+            return False
+    return True
 
 
 def bin_values(

@@ -16,6 +16,7 @@ _STEP = np.uint64(0x9E3779B97F4A7C15)
 _FIRST = np.uint64(0xBF58476D1CE4E5B9)
 _SECOND = np.uint64(0x94D049BB133111EB)
 _TO_UNIT = 2.0**-53
+_BOXES = 256
 
 
 def cell_keys(
@@ -146,13 +147,13 @@ def _lowest_rows(scores, draws, offsets, kept_offsets, first, last, kept):  # ty
             continue
         if n == 0:
             continue
-        highest = np.partition(scores[start:stop], n - 1)[n - 1]
+        highest = _nth(scores[start:stop], n - 1)
         n_tied = n
         for i in range(start, stop):
             n_tied -= scores[i] < highest
         # Of those whose score is the highest that stays, so many stay as there is room for.
         tied = draws[start:stop][scores[start:stop] == highest]
-        last_draw = np.partition(tied, n_tied - 1)[n_tied - 1] if n_tied else -1.0
+        last_draw = _nth(tied, n_tied - 1) if n_tied else -1.0
         for i in range(start, stop):
             stays = scores[i] < highest
             if scores[i] == highest and draws[i] <= last_draw and n_tied:
@@ -161,3 +162,29 @@ def _lowest_rows(scores, draws, offsets, kept_offsets, first, last, kept):  # ty
             if stays:
                 kept[out] = i
                 out += 1
+
+
+@numba.njit(nogil=True, cache=True)
+def _nth(numbers, n):  # type: ignore[no-untyped-def]
+    """The number that sorting would put at place n: counted into boxes, of which only the right one is looked at again."""
+    boxes = np.empty(_BOXES, np.int64)
+    while True:
+        low, high = numbers[0], numbers[0]
+        for number in numbers:
+            low, high = min(low, number), max(high, number)
+        if low == high:
+            return low
+        scale = (_BOXES - 1) / (high - low)
+        boxes[:] = 0
+        for number in numbers:
+            boxes[np.int64((number - low) * scale)] += 1
+        box = 0
+        while n >= boxes[box]:
+            n -= boxes[box]
+            box += 1
+        inside, kept = np.empty(boxes[box], numbers.dtype), 0
+        for number in numbers:
+            if np.int64((number - low) * scale) == box:
+                inside[kept] = number
+                kept += 1
+        numbers = inside

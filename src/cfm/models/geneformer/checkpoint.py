@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cfm._core.errors import CheckpointError
-from cfm.models.weights import LoadReport, fill, read_tensors
+from cfm.models.weights import LoadReport, check_family, fill, read_tensors
 
 from .module import (
     BertEncoder,
@@ -45,6 +45,9 @@ _PARTS = {
     "bert.embeddings.position_embeddings": "bert.position",
     "bert.embeddings.token_type_embeddings": "bert.token_type",
     "bert.embeddings.LayerNorm": "bert.norm",
+    "attention.self.query": "query",
+    "attention.self.key": "key",
+    "attention.self.value": "value",
     "attention.output.dense": "out",
     "attention.output.LayerNorm": "norm1",
     "intermediate.dense": "up",
@@ -56,7 +59,7 @@ _PARTS = {
     "classifier": "head.classifier",
 }
 _LAYER = re.compile(r"bert\.encoder\.layer\.(\d+)\.(.+)\.(weight|bias)")
-_QUERY = re.compile(r"(.*)\.attention\.self\.query\.(weight|bias)")
+_WHOLE = {"cls.predictions.bias": "head.bias", "attention_pool.attention_weights": "head.pool"}
 _TASK = re.compile(r"classification_heads\.(\d+)\.(weight|bias)")
 
 
@@ -110,11 +113,12 @@ def read_module(path: Path, shape: BertShape) -> tuple[Geneformer, LoadReport]:
     """The network with its weights, strictly, and how the tensors of the file went in."""
     tensors = read_tensors(path)
     names = tuple(tensors)
+    check_family(path, names, "geneformer")
     ignored = _drop_copies(tensors, path)
     head = _head_for(tensors, shape)
     with torch.device("meta"):
         module = Geneformer(BertEncoder(shape), head)
-    fill(module, _renamed(tensors), where=path, advice=ADVICE)
+    fill(module, {_our_name(name): t for name, t in tensors.items()}, where=path, advice=ADVICE, called=official_name)
     matched = tuple(name for name in names if name not in ignored)
     return module.eval().requires_grad_(False), LoadReport(matched, ignored)
 
@@ -153,30 +157,30 @@ def _head_for(tensors: dict[str, Tensor], shape: BertShape) -> Head | None:
     return None
 
 
-def _renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """By our names; queries, keys and values of a layer in one matrix. What is unknown keeps its name."""
-    out: dict[str, Tensor] = {}
-    left = dict(tensors)
-    for name in tensors:
-        if found := _QUERY.fullmatch(name):
-            layer, kind = found.groups()
-            parts = [f"{layer}.attention.self.{part}.{kind}" for part in ("query", "key", "value")]
-            # One that has other columns than the rest goes on under its own name, and is reported as left over.
-            widths = {left[part].shape[1:] if left[part].ndim else None for part in parts if part in left}
-            if all(part in left for part in parts) and len(widths) == 1 and None not in widths:
-                number = layer.rpartition(".")[2]
-                out[f"bert.layers.{number}.qkv.{kind}"] = torch.cat([left.pop(part) for part in parts])
-    for name, tensor in left.items():
-        out[_our_name(name)] = tensor
-    return out
-
-
 def _our_name(name: str) -> str:
+    """The name in our network of a tensor of a file; a name that is unknown stays as it is."""
     if found := _LAYER.fullmatch(name):
         number, part, kind = found.groups()
         return f"bert.layers.{number}.{_PARTS[part]}.{kind}" if part in _PARTS else name
     if found := _TASK.fullmatch(name):
         return f"head.heads.{found[1]}.{found[2]}"
-    whole = {"cls.predictions.bias": "head.bias", "attention_pool.attention_weights": "head.pool"}
     part, _, kind = name.rpartition(".")
-    return whole.get(name) or (f"{_PARTS[part]}.{kind}" if part in _PARTS else name)
+    return _WHOLE.get(name) or (f"{_PARTS[part]}.{kind}" if part in _PARTS else name)
+
+
+def official_name(name: str) -> str:
+    """The name in files of a tensor of our network.
+
+    Examples
+    --------
+    >>> official_name("bert.layers.3.query.bias")
+    'bert.encoder.layer.3.attention.self.query.bias'
+    """
+    parts, whole = ({ours: theirs for theirs, ours in table.items()} for table in (_PARTS, _WHOLE))
+    if found := re.fullmatch(r"bert\.layers\.(\d+)\.(\w+)\.(\w+)", name):
+        number, part, kind = found.groups()
+        return f"bert.encoder.layer.{number}.{parts[part]}.{kind}"
+    if found := re.fullmatch(r"head\.heads\.(\d+)\.(\w+)", name):
+        return f"classification_heads.{found[1]}.{found[2]}"
+    part, _, kind = name.rpartition(".")
+    return whole.get(name) or (f"{parts[part]}.{kind}" if part in parts else name)

@@ -18,6 +18,7 @@ from cfm._core.resources import sha256
 from cfm.genes import GeneMatch, Vocabulary
 from cfm.models.contract import NO_COLUMNS, ModelSpec, Pack
 from cfm.models.weights import LoadReport
+from cfm.nn.precision import Precision, autocast, choose_precision, to_int8
 
 from . import checkpoint
 from .dictionaries import CLS, Dictionaries, find_dictionaries
@@ -41,6 +42,7 @@ class GeneformerModel:
     n_layers: int
     emb_mode: EmbMode
     arithmetic: Arithmetic
+    precision: Precision
 
     @staticmethod
     def recognises(folder: Path) -> bool:
@@ -58,6 +60,7 @@ class GeneformerModel:
         *,
         name: str,
         device: torch.device,
+        precision: Precision | None = None,
         dictionaries: str | Path | None = None,
         emb_layer: int = -1,
         emb_mode: EmbMode | None = None,
@@ -70,6 +73,8 @@ class GeneformerModel:
         ----------
         folder, name, device
             As in `cfm.models.CellModel`.
+        precision
+            As in `cfm.nn.precision.choose_precision`.
         dictionaries
             Folder of the official gene dictionaries; None looks beside the checkpoint.
         emb_layer
@@ -82,6 +87,7 @@ class GeneformerModel:
         arithmetic
             ``"sparse"`` or ``"dense"``: round as the official code does for a matrix stored like this.
         """
+        chosen = choose_precision(precision, device)
         config = checkpoint.read_config(folder)
         path = checkpoint.weights_path(folder)
         shape = checkpoint.shape_of(config)
@@ -103,6 +109,8 @@ class GeneformerModel:
             special_tokens=0 if found.ends is None else 2,
         )
         logger.debug("%s: %s", path.name, report)
+        if chosen == "int8":
+            to_int8(module.bert.layers)
         return cls(
             spec=spec,
             vocabulary=found.vocabulary,
@@ -113,6 +121,7 @@ class GeneformerModel:
             report=report,
             n_layers=shape.layers + emb_layer,
             emb_mode=_chosen_mode(emb_mode, found),
+            precision=chosen,
             arithmetic=_one_of("arithmetic", arithmetic, ("sparse", "dense")),
         )
 
@@ -134,6 +143,10 @@ class GeneformerModel:
         """Vectors of cells and tokens at the chosen layer, and what the head says."""
         if unknown := outputs - self.spec.outputs:
             raise UnsupportedOutput(f"{self.spec.name} gives {sorted(self.spec.outputs)}, not {sorted(unknown)}.")
+        with autocast(self.device, self.precision):
+            return self._forward(pack, outputs)
+
+    def _forward(self, pack: Pack, outputs: frozenset[str]) -> dict[str, torch.Tensor]:
         offsets = pack.offsets.tolist()
         found: dict[str, torch.Tensor] = {}
         if "token" in outputs or ("cell" in outputs and self.emb_mode == "cell"):
@@ -150,7 +163,7 @@ class GeneformerModel:
     def _gene_mean(self, tokens: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
         """Mean over the genes of each cell, without ``<cls>`` and ``<eos>``."""
         inner = 0 if self.dictionaries.ends is None else 1
-        return torch.stack([tokens[a + inner : b - inner].mean(0) for a, b in offsets.unfold(0, 2, 1).tolist()])
+        return torch.stack([tokens[a + inner : b - inner].float().mean(0) for a, b in offsets.unfold(0, 2, 1).tolist()])
 
     def gene_tokens(self) -> NDArray[np.int64]:
         """Token id of each gene."""

@@ -75,25 +75,30 @@ class GeneformerTokenizer:
 
     def keys(self, counts: sp.csr_matrix | sp.csr_array, start: int) -> tuple[GeneRows, NDArray[np.float64]]:
         """The genes of each cell in the order of ties, their ids being places, and the key of each."""
-        rows, values = self.normalised(counts, start)
-        keys = values.astype(np.float64, copy=False)
-        if self.arithmetic == "sparse":
-            return rows, keys * (1 / self.medians)[rows.ids]
-        return rows, keys / self.medians[rows.ids]
+        weights = 1 / self.medians if self.arithmetic == "sparse" else self.medians
+        return self._scaled(counts, start, weights)
 
-    def normalised(self, counts: sp.csr_matrix | sp.csr_array, start: int) -> tuple[GeneRows, NDArray[Any]]:
-        """The same genes, with count / total x 10,000 of each, in the dtype that numpy's promotion gives."""
+    def normalised(self, counts: sp.csr_matrix | sp.csr_array, start: int) -> tuple[GeneRows, NDArray[np.float64]]:
+        """The same genes, with count / total x 10,000 of each."""
+        return self._scaled(counts, start, np.ones(len(self.medians)))
+
+    def _scaled(
+        self, counts: sp.csr_matrix | sp.csr_array, start: int, weights: NDArray[np.float64]
+    ) -> tuple[GeneRows, NDArray[np.float64]]:
         rows = gene_rows(counts, self.places, len(self.tokens))
         totals = rows.totals if self.n_counts is None else self._given_totals(rows, start)
         if totals.dtype.kind != "f":
             totals = totals.astype(np.float64)
+        # What numpy's promotion gives for a matrix and a column of these dtypes, and no wider.
         dtype = np.result_type(counts.dtype, totals.dtype)
         with np.errstate(divide="ignore"):
             factors = (1 / totals if self.arithmetic == "sparse" else totals).astype(dtype)
-        values = np.empty(len(rows.ids), dtype)
+        keys = np.empty(len(rows.ids), np.float64)
         divide = self.arithmetic == "dense"
-        over_rows(lambda a, b: _normalise(rows.counts, rows.offsets, factors, divide, a, b, values), rows.offsets)
-        return rows, values
+        over_rows(
+            lambda a, b: _scale(rows.ids, rows.counts, rows.offsets, factors, weights, divide, a, b, keys), rows.offsets
+        )
+        return rows, keys
 
     def _given_totals(self, rows: GeneRows, start: int) -> NDArray[Any]:
         assert self.n_counts is not None
@@ -134,14 +139,18 @@ def tie_places(tokens: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np
 
 
 @numba.njit(nogil=True, cache=True)
-def _normalise(counts, offsets, factors, divide, first, last, values):  # type: ignore[no-untyped-def]
-    kind = values.dtype.type
+def _scale(ids, counts, offsets, factors, weights, divide, first, last, keys):  # type: ignore[no-untyped-def]
+    # In the dtype of the factors up to the weight, and in float64 from there on: so numpy rounds.
+    kind = factors.dtype.type
     target = kind(TARGET_SUM)
     for row in range(first, last):
         factor = factors[row]
         for j in range(offsets[row], offsets[row + 1]):
             count = kind(counts[j])
-            values[j] = count / factor * target if divide else count * factor * target
+            if divide:
+                keys[j] = np.float64(count / factor * target) / weights[ids[j]]
+            else:
+                keys[j] = np.float64(count * factor * target) * weights[ids[j]]
 
 
 @numba.njit(nogil=True, cache=True)

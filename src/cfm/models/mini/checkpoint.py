@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from cfm._core.errors import CheckpointError
 from cfm._core.resources import atomic_path, sha256
 from cfm.genes import Vocabulary
+from cfm.models.weights import check_family, fill, read_tensors
 
 from .module import GeneBag
 
@@ -82,36 +83,12 @@ def read_module(folder: Path, config: dict[str, Any], n_genes: int) -> GeneBag:
     """The network with its weights; every tensor must be expected, present and of the right shape."""
     path = _existing(folder, WEIGHTS)
     found = read_tensors(path)
+    check_family(path, found, "mini")
     with torch.device("meta"):
         module = GeneBag(n_genes, config["width"], config["dim"])
-    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
-    if shapes != expected:
-        missing, left_over = sorted(expected.keys() - shapes.keys()), sorted(shapes.keys() - expected.keys())
-        misshapen = [
-            f"{k}: {shapes[k]}, not {expected[k]}" for k in expected.keys() & shapes if shapes[k] != expected[k]
-        ]
-        msg = (
-            f"{path} does not fit its {CONFIG} and {VOCABULARY} ({n_genes:,} genes). Missing: {missing or 'none'}; "
-            f"left over: {left_over or 'none'}; other shape: {sorted(misshapen) or 'none'}. The files of one folder "
-            "belong together: copy all of them from one source."
-        )
-        raise CheckpointError(msg)
-    module.load_state_dict({name: tensor.float() for name, tensor in found.items()}, assign=True)
+    advice = f"It has to go with {CONFIG} and {VOCABULARY} ({n_genes:,} genes): copy all files of one folder from one source."
+    fill(module, found, where=path, advice=advice)
     return module.eval().requires_grad_(False)
-
-
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a safetensors file. The format holds numbers only: nothing in it can run."""
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        size = path.stat().st_size
-        msg = (
-            f"{path} ({size:,} bytes) is no intact safetensors file: {error}. It is damaged, cut short, or in another "
-            "format (pickled checkpoints are refused). Copy it again from where it came."
-        )
-        raise CheckpointError(msg) from error
 
 
 def write_module(folder: Path, module: GeneBag, vocabulary: Vocabulary, config: dict[str, Any]) -> None:

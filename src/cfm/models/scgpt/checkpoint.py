@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,22 +12,15 @@ from torch import Tensor
 
 from cfm._core.errors import CheckpointError, OptionError
 from cfm._core.logging import logger
-from cfm.models.weights import LoadReport, fill, read_tensors
+from cfm.models.weights import LoadReport, check_family, fill, read_tensors
 from cfm.nn.encoder import NormOrder
 
 from . import files
-from .layout import CellStyle, Layout, ValueStyle, layout_of, official_name, our_name
+from .layout import FUSED, THIRDS, CellStyle, Layout, ValueStyle, layout_of, official_name, our_name
 from .module import ScgptNetwork
 from .options import is_whole
 
 _GENES = "encoder.embedding.weight"
-_OTHERS = (
-    (r"^(bert|model\.bert)\.|\.attention\.self\.query\.", "Geneformer (BERT)"),
-    (r"^performer\.|^to_out\.", "scBERT (Performer)"),
-    (r"^(gene|cell|rde)$|^token_emb\.|^decoder_embed\.", "scFoundation"),
-    (r"^pe_embedding\.|^gene_embedding_layer\.|^binary_decoder\.", "UCE"),
-    (r"^output\.weight$", "cfm-mini"),
-)
 _ADVICE = "The files of one folder belong together: copy all of them from one source."
 
 
@@ -90,7 +82,9 @@ def read(folder: Path, heads: int | None = None) -> Checkpoint:
     path = files.weights_of(folder)
     args = files.read_args(folder)
     tokens = files.read_vocabulary(folder, pad_token(args))
-    tensors, names = _renamed(read_tensors(path), path)
+    found = read_tensors(path)
+    check_family(path, found, "scgpt")
+    tensors, names = _renamed(found, path)
     layout = _layout(tensors, args, heads, path)
     _check_sizes(layout, args, tokens, path)
     modalities = files.read_modalities(folder) if layout.n_modalities else []
@@ -115,8 +109,20 @@ def network_of(layout: Layout, tensors: Mapping[str, Tensor], *, where: Path) ->
             "file from its official source."
         )
         raise CheckpointError(msg)
-    fill(network, tensors, where=where, advice=_ADVICE)
+    fill(network, _split(tensors), where=where, advice=_ADVICE)
     return network.eval().requires_grad_(False)
+
+
+def _split(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Queries, keys and values apart, as parts of the one tensor in which files have them."""
+    out = {}
+    for name, tensor in tensors.items():
+        before, _, kind = name.rpartition(f"{FUSED}.")
+        if before and len(tensor) % 3 == 0:
+            out |= {f"{before}{part}.{kind}": third for part, third in zip(THIRDS, tensor.chunk(3), strict=True)}
+        else:
+            out[name] = tensor
+    return out
 
 
 def _renamed(found: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor], list[str]]:
@@ -129,10 +135,8 @@ def _renamed(found: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor]
             raise CheckpointError(f"{path} holds one tensor under two names: {first[ours]} and {name}. {_ADVICE}")
         tensors[ours], first[ours] = tensor, name
     if _GENES not in tensors or tensors[_GENES].ndim != 2:
-        family = next((family for pattern, family in _OTHERS if any(re.search(pattern, n) for n in found)), None)
-        looks = f"It looks like {family}. " if family else ""
         some = ", ".join(sorted(found)[:6])
-        raise CheckpointError(f"{path} is no scGPT checkpoint: it has no {_GENES}. {looks}It holds {some}.")
+        raise CheckpointError(f"{path} is no scGPT checkpoint: it has no {_GENES}. It holds {some}.")
     return tensors, list(found)
 
 
@@ -202,5 +206,5 @@ def _check_sizes(layout: Layout, args: Mapping[str, Any], tokens: list[str], pat
 
 
 def _attention(layout: Layout) -> list[str]:
-    parts = ("qkv.weight", "qkv.bias", "out.weight", "out.bias")
+    parts = (f"{FUSED}.weight", f"{FUSED}.bias", "out.weight", "out.bias")
     return [f"layers.{i}.{part}" for i in range(layout.layers) for part in parts]

@@ -90,6 +90,9 @@ class Layout:
     dropout: float = 0.0
 
 
+FUSED, THIRDS = "qkv", ("query", "key", "value")
+"""What files have in one tensor and the network in three."""
+
 _LAYER = re.compile(r"^transformer_encoder\.layers\.(\d+)\.(.*)$")
 _IN_LAYER = (
     # Four spellings of one tensor: flash-attn, release 0.2.5, and torch's own layer. The numbers are the same.

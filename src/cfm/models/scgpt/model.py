@@ -17,6 +17,7 @@ from cfm._core.resources import sha256
 from cfm.genes import GeneMatch, Vocabulary
 from cfm.models.contract import BATCH, NO_COLUMNS, ModelSpec, Pack, Tokenizer
 from cfm.models.weights import LoadReport
+from cfm.nn.precision import Precision, autocast, choose_precision, to_int8
 
 from . import checkpoint, files
 from .genes import genes_of
@@ -41,6 +42,7 @@ class ScgptModel:
     module: ScgptNetwork
     report: LoadReport
     choices: Choices
+    precision: Precision
     token_ids: dict[str, int]
     modality_of_token: NDArray[np.int64] | None
 
@@ -59,6 +61,7 @@ class ScgptModel:
         *,
         name: str,
         device: torch.device,
+        precision: Precision | None = None,
         ties: Ties = "left",
         select: Select = "random",
         max_length: int | None = None,
@@ -79,6 +82,8 @@ class ScgptModel:
             Name for messages and records.
         device
             Where the model runs.
+        precision
+            As in `cfm.nn.precision.choose_precision`.
         ties
             The bin of a count that lies on several edges: ``"left"`` takes the highest, as the code did when the
             models were pretrained; ``"random"`` any of them, as the official code does since.
@@ -109,6 +114,7 @@ class ScgptModel:
         OptionError
             An option has no such value, or the model needs a `batch_key`.
         """
+        chosen = choose_precision(precision, device)
         found = checkpoint.read(folder, heads)
         layout = found.network.layout
         # A table of values has its last two rows for padding and for masked values.
@@ -118,6 +124,8 @@ class ScgptModel:
             compat=compat,
         )  # fmt: skip
         vocabulary, _ = genes_of(found.tokens)
+        if chosen == "int8":
+            to_int8(found.network.layers)
         outputs = {"token", "expression"}
         if not layout.n_perturbations:
             outputs |= {"cell"} | ({"logits"} if layout.n_classes else set())
@@ -141,6 +149,7 @@ class ScgptModel:
             module=found.network.to(device),
             report=found.report,
             choices=choices,
+            precision=chosen,
             token_ids={token: i for i, token in enumerate(found.tokens)},
             modality_of_token=_modalities(found.tokens, found.modalities, found.pad),
         )
@@ -180,6 +189,10 @@ class ScgptModel:
         """
         if unknown := outputs - self.spec.outputs:
             self._refuse(unknown)
+        with autocast(self.device, self.precision):
+            return self._forward(pack, outputs)
+
+    def _forward(self, pack: Pack, outputs: frozenset[str]) -> dict[str, torch.Tensor]:
         network, inputs = self.module, self._inputs(pack)
         x = network.embed(network.encoder(inputs.ids), inputs)
         found: dict[str, torch.Tensor] = {}
@@ -193,7 +206,7 @@ class ScgptModel:
                 found["expression"] = network.expression(tokens, inputs).values
         if "logits" in outputs and network.cls_decoder is not None:
             found["logits"] = network.cls_decoder(cells)
-        found["cell"] = unit(cells)
+        found["cell"] = unit(cells.float())
         return {output: found[output] for output in outputs}
 
     def gene_tokens(self) -> NDArray[np.int64]:
