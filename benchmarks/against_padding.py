@@ -5,7 +5,7 @@
 MODEL is geneformer-v1-10m (beside BERT of Hugging Face transformers, which has to be installed) or scgpt-human (beside
 torch.nn.TransformerEncoder), with the same random weights on the same real cells, 300 to 2,048 expressed genes each, on
 two threads. Both sides start from the same tokens; the padded side pads each batch to its longest cell, in file order and,
-as a second row, sorted by length. Then the way from counts to tokens beside the loop over cells that the official
+as a second row, sorted by length. Then precision="int8" beside float32, and the way from counts to tokens beside the loop over cells that the official
 packages run. Prints ratios timed in turns, and the cosine between the two vectors of each cell.
 """
 
@@ -115,6 +115,20 @@ def forward(model: CellModel, plain: Padded, tokens: TokenBatch, batch: int, rou
               f"{tokens.n_cells / ratio.seconds[1]:.2f} cells/s; lowest cosine {cosine:.7f}")  # fmt: skip
 
 
+def eight_bits(model: CellModel, folder: Path, tokens: TokenBatch, batch: int, rounds: int) -> None:
+    """The same network with precision='int8' beside itself in float32."""
+    small = models.load(folder, device="cpu", precision="int8")
+    order = np.argsort(-tokens.lengths, kind="stable")
+    packs = [Pack.of(tokens.take(order[i : i + batch]), model.device) for i in range(0, len(order), batch)]
+
+    def vectors(network: CellModel) -> torch.Tensor:
+        return torch.cat([network.forward(pack, frozenset({"cell"}))["cell"] for pack in packs])
+
+    cosine = F.cosine_similarity(vectors(model), vectors(small))
+    ratio = compare(lambda: vectors(model), lambda: vectors(small), rounds=rounds)
+    print(f"int8 beside float32: {ratio}  cosine {cosine.min():.5f} to {cosine.max():.5f}")
+
+
 def loop_of_ranks(counts: sp.csr_matrix, tokens: np.ndarray, medians: np.ndarray) -> list[np.ndarray]:
     """Geneformer's way: normalise a chunk of 512 cells with scipy, then sort row by row."""
     known = np.flatnonzero(tokens >= 0)
@@ -187,6 +201,7 @@ def main() -> None:
         plain = (bert if options.model in GENEFORMER else transformer)(folder, options.model)
         tokens = model.tokenizer(match(adata.var, model.vocabulary))(counts[chosen], 0)
         forward(model, plain, tokens, options.batch, options.rounds)
+        eight_bits(model, folder, tokens, options.batch, options.rounds)
         tokenising(model, adata, options.rounds)
 
 

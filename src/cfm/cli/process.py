@@ -6,12 +6,13 @@ import argparse
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from .options import add_command, add_device, add_key, add_model, add_option, add_output, add_reading, finish, positive
 from .tables import columns, labels_found, pairs
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
 
     from .options import Commands
@@ -154,9 +155,9 @@ def _process(args: argparse.Namespace, work: Callable[[AnnData], object], *, obs
     target = choose_target(args.cells, None if args.inplace else args.output, overwrite=args.overwrite)
     # Options may name columns of obs.
     with open_cells(args.cells, obsm=obsm, obs=bool(args.option)) as adata:
-        given, before = dict(adata.obsm), adata.obs.copy()
+        given, before = dict(adata.obsm), cast("pd.DataFrame", adata.obs).copy()
         work(adata)
-        after = adata.obs
+        after = cast("pd.DataFrame", adata.obs)
         adata.obs = after.drop(columns=[name for name in before if after[name].equals(before[name])])
         for key in given:
             if adata.obsm[key] is given[key]:  # read for the work, not made by it

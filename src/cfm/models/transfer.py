@@ -188,7 +188,7 @@ def _reason(error: Exception) -> str:
     """The innermost reason, without the representations of connection objects that libraries wrap around it."""
     import requests
 
-    if isinstance(error, requests.HTTPError):
+    if isinstance(error, requests.HTTPError) and error.response is not None:
         return f"answered {error.response.status_code} {error.response.reason}"
     if isinstance(error, requests.ConnectTimeout):
         return "no connection in time"

@@ -125,7 +125,7 @@ def find_dictionaries(folder: Path, given: str | Path | None, n_tokens: int) -> 
     CheckpointError
         None that fits, or a damaged or hostile file.
     """
-    if given is not None and not (isinstance(given, str | Path) and Path(given).expanduser().is_dir()):
+    if given is not None and not Path(str(given)).expanduser().is_dir():
         raise OptionError(f"dictionaries={str(given)!r} is no folder. Name the one that holds {TOKENS}_gc104M.pkl.")
     roots = [folder, folder.parent] if given is None else [Path(given).expanduser()]
     places = [place for root in roots for sub in _SUBFOLDERS if (place := root / sub).is_dir()]

@@ -115,7 +115,7 @@ def network_of(layout: Layout, tensors: Mapping[str, Tensor], *, where: Path) ->
 
 def _split(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Queries, keys and values apart, as parts of the one tensor in which files have them."""
-    out = {}
+    out: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         before, _, kind = name.rpartition(f"{FUSED}.")
         if before and len(tensor) % 3 == 0:
