@@ -15,7 +15,8 @@ import torch
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from cfm.models.scgpt.layout import Layout, official_name
+from cfm.models.scgpt.checkpoint import official_tensors
+from cfm.models.scgpt.layout import Layout
 from cfm.models.scgpt.module import ScgptNetwork
 
 DATA = Path(__file__).parents[2] / "data" / "fixtures"
@@ -101,7 +102,7 @@ def blood_model(tmp_path: Path, _pbmc: AnnData) -> Path:
         for norm in network.dsbn.bns:
             norm.running_mean.normal_(0, 0.3)
             norm.running_var.uniform_(0.5, 2)
-    torch.save({official_name(name): t for name, t in network.state_dict().items()}, folder / "best_model.pt")
+    torch.save(official_tensors(network), folder / "best_model.pt")
     names = ["<cls>", *_pbmc.var_names, "<pad>", "<eoc>"]
     (folder / "vocab.json").write_text(json.dumps({name: i for i, name in enumerate(names)}))
     args = {"embsize": 24, "nheads": 3, "d_hid": 20, "nlayers": 2, "n_bins": 51, "pad_value": -2, "max_seq_len": 1200}

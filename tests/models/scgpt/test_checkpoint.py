@@ -56,9 +56,10 @@ def test_every_tensor_of_every_layout_is_loaded(fixtures: Path, name: str) -> No
     assert set(model.report.matched) == set(stored)
     assert len(stored) == FOLDERS[name]
     assert str(model.report) == f"{len(stored)} of {len(stored)} tensors matched, none left over"
-    ours = model.module.state_dict()
+    ours = checkpoint.official_tensors(model.module)
+    assert ours.keys() == stored.keys()
     for key, tensor in stored.items():
-        assert torch.equal(ours[checkpoint.our_name(key)], tensor)
+        assert torch.equal(ours[key], tensor)
     assert not model.module.training
     assert not any(parameter.requires_grad for parameter in model.module.parameters())
 

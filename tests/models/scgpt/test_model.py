@@ -17,7 +17,8 @@ import cfm
 from cfm import infer, models
 from cfm.errors import MissingKeyError, OptionError, UnsupportedOutput
 from cfm.models.contract import Pack
-from cfm.models.scgpt.layout import Layout, official_name
+from cfm.models.scgpt.checkpoint import official_tensors
+from cfm.models.scgpt.layout import Layout
 from cfm.models.scgpt.module import ScgptNetwork
 from cfm.tokens import TokenBatch
 
@@ -206,7 +207,7 @@ def test_other_styles_of_values(few: AnnData, tmp_path: Path, values: str) -> No
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = ScgptNetwork(layout)
-    torch.save({official_name(name): t for name, t in network.state_dict().items()}, tmp_path / "best_model.pt")
+    torch.save(official_tensors(network), tmp_path / "best_model.pt")
     names = {name: i for i, name in enumerate([*few.var_names, "<cls>", "<pad>"])}
     (tmp_path / "vocab.json").write_text(json.dumps(names))
     (tmp_path / "args.json").write_text(json.dumps({"embsize": 16, "nlayers": 1, "nheads": 2}))

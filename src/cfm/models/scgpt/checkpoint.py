@@ -113,6 +113,21 @@ def network_of(layout: Layout, tensors: Mapping[str, Tensor], *, where: Path) ->
     return network.eval().requires_grad_(False)
 
 
+def official_tensors(network: ScgptNetwork) -> dict[str, Tensor]:
+    """The tensors of a network as official files have them: by their names, and queries, keys and values in one."""
+    tensors = network.state_dict()
+    out: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        before, _, kind = name.rpartition(".")
+        layer, _, part = before.rpartition(".")
+        if not layer.startswith("layers.") or part not in THIRDS:
+            out[official_name(name)] = tensor
+        elif part == THIRDS[0]:
+            thirds = [tensors[f"{layer}.{third}.{kind}"] for third in THIRDS]
+            out[official_name(f"{layer}.{FUSED}.{kind}")] = torch.cat(thirds)
+    return out
+
+
 def _split(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Queries, keys and values apart, as parts of the one tensor in which files have them."""
     out: dict[str, Tensor] = {}
