@@ -19,6 +19,7 @@ from cfm._core.settings import Settings
         ("chunk_cells", "many"),
         ("pack_tokens", -1),
         ("threads", -1),
+        ("attention", "fast"),
         ("verbosity", "loud"),
         ("progress", "perhaps"),
         ("offline", "perhaps"),

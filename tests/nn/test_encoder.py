@@ -135,7 +135,8 @@ def test_gradients(order: str, n_known: list[int] | None) -> None:
     (by_hand(y, exact, order, n_known) * weights.double()).sum().backward()
     torch.testing.assert_close(x.grad.double(), y.grad, atol=2e-5, rtol=1e-5)
     for name, parameter in made.named_parameters():
-        assert exact[name].grad.abs().max() > 1e-3
+        # The bias of the keys moves all scores of a query alike, and the softmax does not see it.
+        assert name == "key.bias" or exact[name].grad.abs().max() > 1e-3
         scale = float(exact[name].grad.abs().max())
         torch.testing.assert_close(parameter.grad.double(), exact[name].grad, atol=2e-6 * max(scale, 1), rtol=1e-5)
 

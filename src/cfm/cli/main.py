@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from cfm._core.errors import CfmError
 from cfm._core.logging import logger
 
-from . import demo, info, pretrain, process
+from . import demo, info, kernels, pretrain, process
 from .options import Formatter, add_common
 from .session import session
 
@@ -44,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     process.add_commands(commands)
     pretrain.add_command(commands)
     info.add_commands(commands)
+    kernels.add_command(commands)
     return parser
 
 
@@ -110,6 +111,8 @@ def _fail(message: str, code: int = 1) -> int:
 def _as_options(message: str, args: argparse.Namespace) -> str:
     """Errors name Python's arguments; this says what they are called here."""
     named = [name for name in dict.fromkeys(re.findall(r"\b([a-z_]+)=", message)) if name in args.options]
+    if not named and "option" in args.options and re.search(r"\b(batch_key|heads|dictionaries|[a-z_]+)= ?", message):
+        return "\nOn the command line, an option NAME= of a model is --option NAME=VALUE."
     if not named:
         return ""
     return f"\nOn the command line: {', '.join(f'{name}= is --{name.replace("_", "-")}' for name in named)}."

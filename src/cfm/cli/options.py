@@ -121,6 +121,8 @@ def _pair(text: str) -> tuple[str, int | float | str]:
     name, sign, value = text.partition("=")
     if not name.isidentifier() or not sign:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE")
+    if value.lower() in ("true", "false"):
+        return name, value.lower() == "true"
     for kind in (int, float):
         with contextlib.suppress(ValueError):
             return name, kind(value)

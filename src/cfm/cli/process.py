@@ -144,7 +144,12 @@ def _tokenize(args: argparse.Namespace) -> None:
 
 
 def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
-    return {name: getattr(args, name) for name in names} | dict(args.option)
+    from cfm._core.errors import OptionError
+
+    given = {name: getattr(args, name) for name in names}
+    if taken := [name for name, _ in args.option if name in given or name in ("adata", "copy", "reference")]:
+        raise OptionError(f"--option {taken[0]}=: no option of a model is called so; it is an argument of the command.")
+    return given | dict(args.option)
 
 
 def _process(args: argparse.Namespace, work: Callable[[AnnData], object], *, obsm: bool = False) -> AnnData:

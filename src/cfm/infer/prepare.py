@@ -19,7 +19,7 @@ from cfm.counts import CountSource, find_counts
 from cfm.genes import Coverage, GeneMatch, match
 from cfm.genes.matching import MIN_GENES, read_gene_table
 from cfm.models import CellModel
-from cfm.models.contract import BATCH
+from cfm.models.contract import ObsColumn
 
 from .stream import TokenStream
 
@@ -88,27 +88,34 @@ def prepare(
 
 
 def obs_columns(adata: AnnData, model: CellModel) -> dict[str, NDArray[Any]]:
-    """The columns of ``obs`` that a model reads, as numbers; text and categories as positions in sorted order.
+    """The columns of ``obs`` that a model reads, as numbers."""
+    return {name: _numbers(adata, name, column) for name, column in model.obs_columns.items()}
 
-    Only what the model calls ``"batch"`` may be text: a column of numbers that are stored as text would pass unnoticed.
-    """
-    found = {}
-    for name, column in model.obs_columns.items():
-        if column not in adata.obs:
-            raise MissingKeyError(f"obs has no {column!r}. It has {[str(c) for c in adata.obs.columns]}.")
-        values = pd.Series(adata.obs[column])
-        if values.isna().any():
-            msg = f"obs[{column!r}] has no value for {int(values.isna().sum()):,} of {len(values):,} cells."
-            raise MissingKeyError(f"{msg} Fill it, or leave these cells out.")
-        if values.dtype.kind not in "iuf":
-            if name != BATCH:
-                msg = f"obs[{column!r}] holds {values.dtype}, and {name}= takes a column of numbers."
-                raise OptionError(f"{msg} Convert it: adata.obs[{column!r}].astype(float).")
-            categories = sorted(map(str, values.unique()))
-            logger.info("%s: %s", name, ", ".join(f"{c!r} is {i}" for i, c in enumerate(categories)))
-            values = values.astype(str).map({c: i for i, c in enumerate(categories)}).astype(np.int64)
-        found[name] = values.to_numpy()
-    return found
+
+def _numbers(adata: AnnData, name: str, column: ObsColumn) -> NDArray[Any]:
+    if column.name not in adata.obs:
+        raise MissingKeyError(f"obs has no {column.name!r}. It has {[str(c) for c in adata.obs.columns]}.")
+    values = pd.Series(adata.obs[column.name])
+    if values.isna().any():
+        msg = f"obs[{column.name!r}] has no value for {int(values.isna().sum()):,} of {len(values):,} cells."
+        raise MissingKeyError(f"{msg} Fill it, or leave these cells out.")
+    if isinstance(values.dtype, pd.CategoricalDtype) and values.cat.categories.dtype.kind in "iuf":
+        values = values.astype(values.cat.categories.dtype)
+    if values.dtype.kind in "iuf":
+        return values.to_numpy()
+    if column.categories is None:
+        msg = f"obs[{column.name!r}] holds {values.dtype}, and {name}= takes a column of numbers."
+        raise OptionError(f"{msg} Convert it: adata.obs[{column.name!r}].astype(float).")
+    names = sorted(map(str, values.unique()))
+    if len(names) != column.categories:
+        # Numbering the names that happen to be here would give the cells of a subset other numbers.
+        raise OptionError(
+            f"obs[{column.name!r}] has {len(names)} names, and the model knows {column.categories}. Names are numbered in "
+            f"alphabetical order only where all are there. Put the model's own numbers, 0 to {column.categories - 1}, "
+            "into a column."
+        )
+    logger.info("%s: %s", name, ", ".join(f"{text!r} is {i}" for i, text in enumerate(names)))
+    return values.astype(str).map({text: i for i, text in enumerate(names)}).to_numpy(np.int64)
 
 
 def read_table(gene_table: str | Path | Mapping[str, str] | None) -> Mapping[str, str] | None:

@@ -98,8 +98,9 @@ class GeneMeans:
         if not self._sums.shape[1]:
             self._sums = np.zeros((len(self._counts), vectors.shape[1]))
         known = np.flatnonzero(ids < len(self._counts))
-        which = (np.ones(len(known)), (ids[known], known))
-        self._sums += sp.csr_array(which, shape=(len(self._counts), len(ids))) @ vectors.astype(np.float64)
+        present, place = np.unique(ids[known], return_inverse=True)
+        which = (np.ones(len(known)), (place, known))
+        self._sums[present] += sp.csr_array(which, shape=(len(present), len(ids))) @ vectors.astype(np.float64)
         self._counts += np.bincount(ids[known], minlength=len(self._counts))
 
     def result(self) -> NDArray[np.float32]:

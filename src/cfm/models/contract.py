@@ -22,8 +22,22 @@ from cfm.tokens import TokenBatch
 NO_COLUMNS: Mapping[str, NDArray[Any]] = MappingProxyType({})
 """What a model gets that reads no column of ``obs``."""
 
-BATCH = "batch"
-"""The name in `CellModel.obs_columns` whose column may hold text or categories: it is read as positions in sorted order."""
+
+@dataclass(frozen=True)
+class ObsColumn:
+    """A column of ``obs`` that a model reads, as numbers.
+
+    Parameters
+    ----------
+    name
+        Name of the column.
+    categories
+        The column may hold text or categories, if there are exactly so many: they are numbered from 0 in alphabetical
+        order. None takes numbers only.
+    """
+
+    name: str
+    categories: int | None = None
 
 
 @dataclass(frozen=True)
@@ -117,8 +131,10 @@ class CellModel(Protocol):
     spec: ModelSpec
     vocabulary: Vocabulary
     device: torch.device
-    obs_columns: Mapping[str, str]
+    obs_columns: Mapping[str, ObsColumn]
     """Columns of ``obs`` that the model reads, by the name under which it gets them; empty for most models."""
+    token_options: frozenset[str]
+    """Options of `load` that decide what the tokens are; stored tokens carry them along."""
 
     @staticmethod
     def recognises(folder: Path) -> bool:

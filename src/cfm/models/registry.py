@@ -182,7 +182,12 @@ def _checked(name: str, family: str, options: dict[str, Any]) -> dict[str, Any]:
     known = [option for option in parameters if option not in ("folder", "name", "device")]
     if wrong := sorted(options.keys() - set(known)):
         takes = f"takes {', '.join(f'{option}=' for option in known)}" if known else "takes no options"
-        raise OptionError(f"There is no option {wrong[0]}=: {name} (family {family}) {takes}.")
+        near = difflib.get_close_matches(wrong[0], known, n=1)
+        hint = f" Did you mean {near[0]}=?" if near else ""
+        msg = (
+            f"There is no option {wrong[0]}=: {name} (family {family}) {takes}, besides the arguments of the function."
+        )
+        raise OptionError(f"{msg}{hint}")
     given = {option: value for option, value in options.items() if value is not None}
     for option, value in given.items():
         # Loaded models are kept by their options.

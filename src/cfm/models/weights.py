@@ -21,6 +21,10 @@ WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".torch")
 
 _SHOWN = 8
 
+# What torch and zipfile raise for files with a few wrong bytes.
+_DAMAGE = (RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError, AttributeError, AssertionError,
+           struct.error, zipfile.BadZipFile)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class LoadReport:
@@ -66,7 +70,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             "code are refused. Get the file from its official source, or save its state dict alone."
         )
         raise CheckpointError(msg) from error
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError, struct.error) as error:
+    except _DAMAGE as error:
         raise _damaged(path, "file of torch.save", error) from error
     plain = isinstance(found, dict) and all(isinstance(k, str) and isinstance(t, Tensor) for k, t in found.items())
     if not plain:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-_GROUP = 16
+from cfm._core.logging import logger
+from cfm._core.settings import settings
+from cfm.kernels import backends, composite
+from cfm.kernels.errors import KernelError
+from cfm.kernels.ops import varlen_attention
+from cfm.kernels.plan import plan
 
 
 def attention(
@@ -21,13 +25,13 @@ def attention(
 ) -> Tensor:
     """Softmax attention within each cell, without padding: softmax(q k^T / sqrt(width)) v.
 
-    Each cell goes through on its own, so its result depends on that cell alone, and on CPU this is also the fastest
-    way: padding to one length was measured at 2.5 times the time.
+    `cfm.settings.attention` chooses who computes it; what cannot is passed over.
 
     Parameters
     ----------
     q, k, v
-        float[n_tokens, heads, width], the tokens of all cells one after another. Any strides.
+        float[n_tokens, heads, width], the tokens of all cells one after another. Strides are free but that of the last
+        dimension, which is 1.
     offsets
         ``n_cells + 1`` places: cell i has the keys ``offsets[i]`` to ``offsets[i + 1]``.
     q_offsets
@@ -36,46 +40,66 @@ def attention(
         For generative models, of each cell how many tokens are known; these stand first. Every token sees the known
         ones, and an unknown token also itself, but no other unknown one. None: all tokens see all.
     dropout
-        Share of the weights that is set to 0, in training.
+        Share of the weights that is set to 0, in training. Torch's own operations do this, whatever the setting.
 
     Returns
     -------
     float, of the shape of `q`.
 
+    Raises
+    ------
+    OptionError
+        Offsets, shapes, dtypes or strides that cannot be, or a GPU kernel asked for on the CPU.
+
     References
     ----------
     Vaswani et al. 2017, equation 1; the rule for unknown tokens is that of scGPT (Cui et al. 2024, Methods).
     """
-    q_offsets = offsets if q_offsets is None else q_offsets
-    parts = []
-    for i in range(len(offsets) - 1):
-        asked, seen = slice(q_offsets[i], q_offsets[i + 1]), slice(offsets[i], offsets[i + 1])
-        if n_known is None:
-            parts.append(_one_cell(q[asked], k[seen], v[seen], dropout))
-        else:
-            parts.append(_known_first(q[asked], k[seen], v[seen], n_known[i], dropout))
-    return torch.cat(parts) if parts else torch.empty_like(q)
+    device = q.device
+    if torch.is_autocast_enabled(device.type):
+        half = torch.get_autocast_dtype(device.type)
+        with torch.autocast(device.type, enabled=False):
+            q, k, v = (x.to(half) for x in (q, k, v))
+            return attention(q, k, v, offsets, q_offsets=q_offsets, n_known=n_known, dropout=dropout)
+    gradients = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    scale = composite.default_scale(q.shape[-1])
+    if dropout:
+        return composite.by_sdpa(q, k, v, offsets, q_offsets or offsets, n_known, scale, dropout)
+    call = backends.Call(device, q.dtype, q.shape[-1], n_known is not None, q_offsets is not None, gradients)
+    while True:
+        choice = backends.choose(call, settings.attention)
+        backends.say(choice, settings.attention)
+        try:
+            return _by(choice.name, q, k, v, offsets, q_offsets, n_known, scale, gradients)
+        except KernelError as error:
+            # A compiler or driver that fails once fails again: the next backend takes over, for good.
+            logger.debug("where it happened", exc_info=error)
+            backends.broke(choice.name, device, str(error))
 
 
-def _one_cell(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    n = len(q)
-    if q.device.type == "cpu" and not torch.is_grad_enabled():
-        # torch shares few queries out over its threads in a way that changes their last bits; whole groups it does not.
-        q = F.pad(q, (0, 0, 0, 0, 0, -n % _GROUP))
-    q, k, v = (part.transpose(0, 1)[None] for part in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)[0, :, :n].transpose(0, 1)
+def _by(
+    backend: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: list[int],
+    q_offsets: list[int] | None,
+    n_known: list[int] | None,
+    scale: float,
+    gradients: bool,
+) -> Tensor:
+    if gradients and backend == "sdpa" and q.device.type != "cpu":
+        return composite.by_sdpa(q, k, v, offsets, q_offsets or offsets, n_known, scale)
+    made = plan(offsets, q_offsets, n_known, len(q), len(k), q.device, backend)
+    if backend == "varlen":
+        from torch.nn.attention.varlen import varlen_attn
 
-
-def _known_first(q: Tensor, k: Tensor, v: Tensor, n_known: int, dropout: float) -> Tensor:
-    """One cell whose first `n_known` tokens are known. The unknown ones have one more key each: their own."""
-    known = _one_cell(q[:n_known], k[:n_known], v[:n_known], dropout) if n_known else q[:0]
-    asking, own_k, own_v = q[n_known:], k[n_known:], v[n_known:]
-    if not len(asking):
-        return known
-    scale = q.shape[-1] ** -0.5
-    to_known = torch.einsum("uhd,khd->uhk", asking, k[:n_known])
-    to_self = (asking * own_k).sum(-1, keepdim=True)
-    weights = (torch.cat([to_known, to_self], dim=-1).float() * scale).softmax(-1).to(q.dtype)
-    weights = F.dropout(weights, dropout)
-    unknown = torch.einsum("uhk,khd->uhd", weights[..., :-1], v[:n_known]) + weights[..., -1:] * own_v
-    return torch.cat([known, unknown])
+        asking = made.offsets if made.q_offsets is None else made.q_offsets
+        return varlen_attn(  # type: ignore[return-value]
+            q, k, v, asking, made.offsets, made.max_queries, made.max_tokens, scale=scale
+        )
+    out, _ = varlen_attention(
+        q, k, v, made.offsets, made.q_offsets, made.n_known, made.tiles, made.narrow, made.n_wide, scale, gradients,
+        backend,
+    )  # fmt: skip
+    return out

@@ -1,4 +1,4 @@
-"""Transformer encoder over ragged cells, with the norm after each residual (the order of the 2017 paper)."""
+"""A layer of a transformer encoder, over ragged cells."""
 
 from __future__ import annotations
 

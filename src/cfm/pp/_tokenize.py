@@ -66,7 +66,7 @@ def tokenize(
 
     Raises
     ------
-    CountsError, GeneMatchError, MissingKeyError, OptionError, UnknownModelError, CheckpointError
+    CountsError, GeneMatchError, MissingKeyError, OptionError, UnknownModelError, CheckpointError, DownloadError
         As in `cfm.tl.embed`.
 
     Examples
@@ -80,7 +80,8 @@ def tokenize(
     key = chosen_key(key_added, records.TOKENS)
     values_key = records.VALUES if key_added is None else f"{key_added}_values"
     length_key = records.N_TOKENS if key_added is None else f"{key_added}_n_tokens"
-    loaded = models.load(model, device="cpu", **options)
+    # Tokens are made on the CPU and have no precision: the same options go with tokenize and embed.
+    loaded = models.load(model, device="cpu", **{k: v for k, v in options.items() if k != "precision"})
     prepared = infer.prepare(
         adata, loaded, layer=layer, gene_column=gene_column, species=species, gene_table=gene_table
     )

@@ -89,7 +89,7 @@ def annotate(
         `reference` without `labels_key`, too few labelled cells, or a model without packaged prototypes.
     MissingKeyError
         ``reference.obs`` has no column `labels_key`, and as in `cfm.tl.embed`.
-    CountsError, GeneMatchError, UnknownModelError, CheckpointError
+    CountsError, GeneMatchError, UnknownModelError, CheckpointError, DownloadError
         As in `cfm.tl.embed`.
 
     Examples
@@ -139,6 +139,7 @@ def annotate(
         n_reference=len(known.codes),
         n_neighbors=known.n_neighbors,
         n_unknown=n_unknown,
+        options=options or None,
         labels=known.names,
         ontology_ids=known.ontology_ids,
     )
@@ -168,7 +169,7 @@ def _reference(
     try:
         prepared = _prepared(reference, model, species)
         result = infer.run(model, prepared.stream, reference.n_obs, settings.pack_tokens)
-    except (CountsError, GeneMatchError) as error:
+    except (CountsError, GeneMatchError, MissingKeyError, OptionError) as error:
         raise type(error)(f"In the reference: {error}") from error
     logger.info("annotate: reference: %s", prepared)
     labels = pd.Series(reference.obs[labels_key])

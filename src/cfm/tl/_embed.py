@@ -11,7 +11,7 @@ from anndata import AnnData
 
 from cfm import infer, models
 from cfm._core import records
-from cfm._core.errors import MissingKeyError, OptionError
+from cfm._core.errors import MissingKeyError, OptionError, UnsupportedOutput
 from cfm._core.inputs import announce_overwrite, chosen_key, writable
 from cfm._core.logging import logger
 from cfm._core.settings import settings
@@ -41,7 +41,8 @@ def embed(
     """Give each cell a vector from a foundation model.
 
     The vector of a cell depends on that cell alone: not on the other cells, their order, the storage of the matrix,
-    the order of the genes, the chunk size or the number of threads.
+    the order of the genes, the chunk size or the number of threads. (Where a family repeats an official behaviour
+    that is otherwise, its page says so: Geneformer leaves genes of equal rank in the order of the columns.)
 
     Parameters
     ----------
@@ -101,8 +102,8 @@ def embed(
         No such device or option, no orthologs for `species`, or tokens of another model.
     UnsupportedOutput
         The model gives no cell vectors, or no contextual gene vectors.
-    UnknownModelError, CheckpointError
-        The model does not exist, or its folder is damaged.
+    UnknownModelError, CheckpointError, DownloadError
+        The model does not exist, its folder is damaged, or its files cannot be had.
 
     Examples
     --------
@@ -116,6 +117,9 @@ def embed(
     key = chosen_key(key_added, records.EMBEDDING)
     contextual = _is_contextual(genes)
     loaded = models.load(model, device=device, **options)
+    if contextual and "token" not in loaded.spec.outputs:
+        raise UnsupportedOutput(f"{loaded.spec.name} has no vector for a gene in its cell. Type genes='static'.")
+    made_with: dict[str, Any] = {}
     if tokens is None:
         prepared = infer.prepare(
             adata, loaded, layer=layer, gene_column=gene_column, species=species, gene_table=gene_table
@@ -127,6 +131,7 @@ def embed(
     else:
         result = infer.run(loaded, _stored(adata, tokens, loaded), adata.n_obs, settings.pack_tokens, genes=contextual)
         logger.info("embed: tokens from obsm[%r]; %s on %s", tokens, loaded.spec.name, loaded.device)
+        made_with = _token_options(adata, tokens, loaded, options)
         facts = adata.uns[records.UNS][tokens] | {"device": str(loaded.device), "tokens": tokens}
         gene_column, species = gene_column or facts["gene_column"], species or facts["species"]
 
@@ -150,7 +155,9 @@ def embed(
             adata.n_obs,
             n_genes,
         )
-    records.write_record(adata.uns, key, records.make_record("cfm.tl.embed", **(facts | {"options": options or None})))
+    records.write_record(
+        adata.uns, key, records.make_record("cfm.tl.embed", **(facts | {"options": made_with | options or None}))
+    )
     return adata if copy else None
 
 
@@ -192,6 +199,18 @@ def _stored(adata: AnnData, key: str, model: CellModel) -> Any:
     values = as_csr(adata.obsm[values_key]) if values_key else None
     columns = infer.obs_columns(adata, model)
     return infer.stored_tokens(as_csr(adata.obsm[key]), values, settings.chunk_cells, columns)
+
+
+def _token_options(adata: AnnData, key: str, model: CellModel, options: dict[str, Any]) -> dict[str, Any]:
+    """The options with which stored tokens were made; others that would have made other tokens are an error."""
+    made = dict(adata.uns[records.UNS][key].get("options", {}))
+    given = records.make_record("", **{name: options[name] for name in model.token_options & options.keys()})
+    for name in model.token_options & given.keys():
+        if name not in made or str(given[name]) != str(made[name]):
+            how = f"with {name}={made[name]!r}" if name in made else f"without {name}="
+            msg = f"The tokens in obsm[{key!r}] were made {how}, and {name}={given[name]!r} would make others."
+            raise OptionError(f"{msg} Leave it out, or run cfm.pp.tokenize again.")
+    return made
 
 
 def _of_columns(

@@ -199,8 +199,8 @@ def test_cells_without_a_gene_are_counted_in_a_warning(fixtures: Path, cells: An
         ({"emb_mode": "gene"}, "emb_mode='gene': type 'cls' or 'cell'."),
         ({"arithmetic": "csr"}, "arithmetic='csr': type 'sparse' or 'dense'."),
         ({"n_bins": 51},
-         "There is no option n_bins=: V2_mlm (family geneformer) takes dictionaries=, emb_layer=, emb_mode=, n_counts=, "
-         "arithmetic=."),
+         "There is no option n_bins=: V2_mlm (family geneformer) takes precision=, dictionaries=, emb_layer=, emb_mode=, "
+         "n_counts=, arithmetic=, besides the arguments of the function."),
         ({"genes": "all"}, "genes='all': type True or 'static', 'contextual', or False."),
     ],
     ids=str,

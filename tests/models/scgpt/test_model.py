@@ -136,7 +136,7 @@ def test_expression_of_proteins_and_genes(few: AnnData, fixtures: Path) -> None:
     names = [name for name in json.loads((fixtures / "multiomic" / "vocab.json").read_text()) if name[0] != "<"]
     few = few[:, : len(names)].copy()
     few.var_names = names
-    few.obs["donor"] = "a"
+    few.obs["donor"] = 0
     model, batch, pack = packed(fixtures / "multiomic", few, batch_key="donor")
     modality = model.modality_of_token[batch.ids]
     by_id = {token: name for name, token in model.token_ids.items()}
@@ -185,13 +185,45 @@ def test_batches_that_are_missing_or_unknown(blood: AnnData, blood_model: Path) 
     with pytest.raises(MissingKeyError, match="obs has no 'nope'"):
         vectors(blood, blood_model, batch_key="nope")
     blood.obs["donor"] += 1
-    with pytest.raises(OptionError, match=r"fine-tuned with 3 batches, and obs\['donor'\] has codes from 1 to 3"):
+    with pytest.raises(OptionError, match=r"fine-tuned with 3 batches, and obs\['donor'\] has numbers from 1 to 3"):
         vectors(blood, blood_model, batch_key="donor")
 
 
-def test_labels_without_a_norm_are_not_asked_for(cells: AnnData, fixtures: Path, said: list[str]) -> None:
-    vectors(cells, fixtures / "multiomic")
-    assert any("cell vectors need none" in message for message in said)
+def test_labels_without_a_norm_are_not_asked_for(cells: AnnData, fixtures: Path) -> None:
+    assert vectors(cells, fixtures / "multiomic").any()
+
+
+def test_names_of_batches_are_numbered_only_where_all_are_there(blood: AnnData, blood_model: Path) -> None:
+    # In a subset, names that happen to be there would get other numbers, and cells other vectors.
+    blood.obs["name"] = ["abc"[donor] for donor in blood.obs["donor"]]
+    some = blood[blood.obs["name"] != "a"].copy()
+    with pytest.raises(OptionError, match=r"obs\['name'\] has 2 names, and the model knows 3"):
+        vectors(some, blood_model, batch_key="name")
+    by_number = vectors(some, blood_model, batch_key="donor")
+    some.obs["category"] = some.obs["donor"].astype("category")  # of numbers: they are what they are
+    np.testing.assert_array_equal(vectors(some, blood_model, batch_key="category"), by_number)
+
+
+def test_a_model_that_needs_batches_can_be_looked_at_without(blood_model: Path) -> None:
+    assert cfm.models.info(blood_model).dim == 24
+
+
+def test_stored_tokens_keep_their_options(blood: AnnData, blood_model: Path) -> None:
+    cfm.pp.tokenize(blood, model=blood_model, batch_key="donor", ties="random", seed=3, max_length=20)
+    with pytest.raises(OptionError, match=r"were made with ties='random', and ties='left' would make others"):
+        vectors(blood, blood_model, batch_key="donor", tokens="cfm_tokens", ties="left")
+    with pytest.raises(OptionError, match=r"were made without select=, and select='top' would make others"):
+        vectors(blood, blood_model, batch_key="donor", tokens="cfm_tokens", select="top")
+    found = vectors(blood, blood_model, batch_key="donor", tokens="cfm_tokens", seed=3)
+    assert blood.uns["cfm"]["X_cfm"]["options"] == {
+        "batch_key": "donor", "ties": "random", "seed": 3, "max_length": 20,
+    }  # fmt: skip
+    np.testing.assert_array_equal(
+        vectors(blood, blood_model, batch_key="donor", ties="random", seed=3, max_length=20), found
+    )
+    blood.obs["donor"] = blood.obs["donor"] * 0.7
+    with pytest.raises(OptionError, match="Batches are whole numbers from 0 to 2"):
+        vectors(blood, blood_model, batch_key="donor", tokens="cfm_tokens")
 
 
 def test_duplicated_object_gives_each_cell_its_vector_again(few: AnnData, blood_model: Path) -> None:

@@ -130,12 +130,17 @@ def find_dictionaries(folder: Path, given: str | Path | None, n_tokens: int) -> 
     roots = [folder, folder.parent] if given is None else [Path(given).expanduser()]
     places = [place for root in roots for sub in _SUBFOLDERS if (place := root / sub).is_dir()]
     sizes = {}
+    damaged = ""
     for path in (path for place in places for path in sorted(place.glob(f"{TOKENS}*.pkl"))):
-        tokens = _read(path, int)
+        try:
+            tokens = _read(path, int)
+        except CheckpointError as error:
+            damaged = f" {error}"  # a half pulled clone has stand-ins beside good files
+            continue
         if len(tokens) == n_tokens:
             return _beside(path, tokens)
         sizes[str(path)] = len(tokens)
-    raise CheckpointError(_none_found(places, sizes, n_tokens, given))
+    raise CheckpointError(_none_found(places, sizes, n_tokens, given) + damaged)
 
 
 def read_pickled(path: Path) -> Any:
@@ -164,20 +169,29 @@ class _Dtype:
         self.order = str(state[1])
 
 
-def _scalar(dtype: object, data: object) -> int | float:
-    """A pickled numpy number as Python's own."""
-    if not isinstance(dtype, _Dtype) or not isinstance(data, bytes):
-        raise pickle.UnpicklingError("it holds a numpy object that is no number")
-    number: int | float = np.frombuffer(data, np.dtype(dtype.order + dtype.name), count=1)[0].item()
-    return number
+class _Scalar:
+    """Stands for numpy's function of that name: a pickled numpy number becomes Python's own.
+
+    A class and no function, since a pickle may set the attributes of what it names, and a function has some.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, dtype: object, data: object) -> Any:
+        if not isinstance(dtype, _Dtype) or not isinstance(data, bytes):
+            raise pickle.UnpicklingError("it holds a numpy object that is no number")
+        return np.frombuffer(data, np.dtype(dtype.order + dtype.name), count=1)[0].item()
+
+    def __setstate__(self, _state: object) -> None:
+        raise pickle.UnpicklingError("it changes what it names")
 
 
 class _PlainUnpickler(pickle.Unpickler):
     """The official files need two names, under numpy's old and new module; no other name is looked up."""
 
     _allowed: dict[tuple[str, str], Callable[..., Any]] = {
-        ("numpy.core.multiarray", "scalar"): _scalar,
-        ("numpy._core.multiarray", "scalar"): _scalar,
+        ("numpy.core.multiarray", "scalar"): _Scalar,
+        ("numpy._core.multiarray", "scalar"): _Scalar,
         ("numpy", "dtype"): _Dtype,
     }
 

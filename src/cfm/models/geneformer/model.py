@@ -16,7 +16,7 @@ from cfm._core.errors import OptionError, UnsupportedOutput
 from cfm._core.logging import logger
 from cfm._core.resources import sha256
 from cfm.genes import GeneMatch, Vocabulary
-from cfm.models.contract import NO_COLUMNS, ModelSpec, Pack
+from cfm.models.contract import NO_COLUMNS, ModelSpec, ObsColumn, Pack
 from cfm.models.weights import LoadReport
 from cfm.nn.precision import Precision, autocast, choose_precision, to_int8
 
@@ -35,7 +35,7 @@ class GeneformerModel:
     spec: ModelSpec
     vocabulary: Vocabulary
     device: torch.device
-    obs_columns: Mapping[str, str]
+    obs_columns: Mapping[str, ObsColumn]
     module: Geneformer
     dictionaries: Dictionaries
     report: LoadReport
@@ -43,6 +43,7 @@ class GeneformerModel:
     emb_mode: EmbMode
     arithmetic: Arithmetic
     precision: Precision
+    token_options: frozenset[str] = frozenset({"dictionaries", "n_counts", "arithmetic"})
 
     @staticmethod
     def recognises(folder: Path) -> bool:
@@ -94,7 +95,7 @@ class GeneformerModel:
         module, report = checkpoint.read_module(path, shape)
         found = find_dictionaries(folder, dictionaries, shape.vocabulary)
         version = "1" if found.ends is None else "2"
-        if emb_layer not in range(-shape.layers, 1):
+        if emb_layer not in (layers := range(-shape.layers, 1)) or layers.index(emb_layer) != emb_layer + shape.layers:
             raise OptionError(f"emb_layer={emb_layer!r}: 0 is the last layer, -1 the one before, to {-shape.layers}.")
         spec = ModelSpec(
             name=name,
@@ -115,7 +116,7 @@ class GeneformerModel:
             spec=spec,
             vocabulary=found.vocabulary,
             device=device,
-            obs_columns={} if n_counts is None else {"n_counts": n_counts},
+            obs_columns={} if n_counts is None else {"n_counts": ObsColumn(n_counts)},
             module=module.to(device),
             dictionaries=found,
             report=report,
@@ -144,7 +145,8 @@ class GeneformerModel:
         if unknown := outputs - self.spec.outputs:
             raise UnsupportedOutput(f"{self.spec.name} gives {sorted(self.spec.outputs)}, not {sorted(unknown)}.")
         with autocast(self.device, self.precision):
-            return self._forward(pack, outputs)
+            found = self._forward(pack, outputs)
+        return {name: tensor.float() for name, tensor in found.items()}
 
     def _forward(self, pack: Pack, outputs: frozenset[str]) -> dict[str, torch.Tensor]:
         offsets = pack.offsets.tolist()

@@ -62,6 +62,8 @@ def gene_similarity(
     """
     place = {int(token): i for i, token in enumerate(new_tokens)}
     pairs = [(i, place[int(token)]) for i, token in enumerate(tokens) if int(token) in place and token not in left_out]
+    if not pairs:
+        return float("nan")
     old, new = torch.tensor(pairs, dtype=torch.long).T
     return float(F.cosine_similarity(before[old], after[new]).mean())
 

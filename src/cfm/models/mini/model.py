@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from cfm._core.errors import CheckpointError, UnsupportedOutput
 from cfm.genes import GeneMatch, Vocabulary
-from cfm.models.contract import NO_COLUMNS, ModelSpec, Pack
+from cfm.models.contract import NO_COLUMNS, ModelSpec, ObsColumn, Pack
 from cfm.models.reference import Reference
 
 from . import checkpoint
@@ -38,7 +38,8 @@ class MiniModel:
     device: torch.device
     module: GeneBag
     folder: Path
-    obs_columns: Mapping[str, str] = field(default_factory=dict)
+    obs_columns: Mapping[str, ObsColumn] = field(default_factory=dict)
+    token_options: frozenset[str] = frozenset()
 
     @staticmethod
     def recognises(folder: Path) -> bool:

@@ -109,7 +109,7 @@ def network_of(layout: Layout, tensors: Mapping[str, Tensor], *, where: Path) ->
             "file from its official source."
         )
         raise CheckpointError(msg)
-    fill(network, _split(tensors), where=where, advice=_ADVICE)
+    fill(network, _split(tensors), where=where, advice=_ADVICE, called=official_name)
     return network.eval().requires_grad_(False)
 
 
@@ -133,7 +133,7 @@ def _split(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     out: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         before, _, kind = name.rpartition(f"{FUSED}.")
-        if before and len(tensor) % 3 == 0:
+        if before and tensor.ndim and len(tensor) % 3 == 0:
             out |= {f"{before}{part}.{kind}": third for part, third in zip(THIRDS, tensor.chunk(3), strict=True)}
         else:
             out[name] = tensor
@@ -194,12 +194,13 @@ def _heads(dim: int, args: Mapping[str, Any], heads: int | None, path: Path) -> 
         return found
     width = next((width for width in (64, 8) if dim % width == 0), dim)
     logger.warning(
-        "%s has no %s, and no tensor tells the number of heads: taking %d, each %d wide as in the published models. "
-        "If that is wrong, every vector is; heads= sets it",
+        "%s has no %s, and no tensor tells the number of heads: taking %d, each %d wide%s. If that is wrong, every vector is; "
+        "heads= sets it",
         path.parent,
         files.ARGS,
         dim // width,
         width,
+        " as in the published models" if width == 64 else ", which is a guess",
     )
     return dim // width
 

@@ -132,7 +132,7 @@ def official_name(name: str) -> str:
     """
     if not name.startswith("layers."):
         return name
-    for ours, theirs in (("qkv.", "self_attn.Wqkv."), ("out.", "self_attn.out_proj."), ("up.", "linear1."),
+    for ours, theirs in (*((f"{part}.", "self_attn.Wqkv.") for part in (FUSED, *THIRDS)), ("out.", "self_attn.out_proj."), ("up.", "linear1."),
                          ("down.", "linear2.")):  # fmt: skip
         name = name.replace(f".{ours}", f".{theirs}")
     return f"transformer_encoder.{name}"

@@ -36,7 +36,8 @@ def masked_non_zero_loss(non_zero: Tensor, target: Tensor, mask: Tensor) -> Tens
 
 def masked_relative_error(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """Mean of abs(error) / value over the masked values."""
-    return (predicted[mask] - target[mask]).abs().div(target[mask] + 1e-6).mean()
+    errors = (predicted[mask] - target[mask]).abs().div(target[mask] + 1e-6)
+    return errors.sum() / mask.sum().clamp_min(1)
 
 
 def elastic_similarity(cells: Tensor, threshold: float) -> Tensor:

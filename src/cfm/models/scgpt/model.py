@@ -12,10 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from cfm._core.errors import OptionError, UnsupportedOutput
-from cfm._core.logging import logger
 from cfm._core.resources import sha256
 from cfm.genes import GeneMatch, Vocabulary
-from cfm.models.contract import BATCH, NO_COLUMNS, ModelSpec, Pack, Tokenizer
+from cfm.models.contract import NO_COLUMNS, ModelSpec, ObsColumn, Pack, Tokenizer
 from cfm.models.weights import LoadReport
 from cfm.nn.precision import Precision, autocast, choose_precision, to_int8
 
@@ -27,8 +26,9 @@ from .official import OfficialTokenizer
 from .options import Choices
 from .tokenizer import ScgptTokenizer, Select, Ties
 
-_LICENCE = "none stated for the weights; code under MIT"
+_LICENCE = "MIT (code)"
 _PROTEIN = "p_"
+_BATCH = "batch"
 
 
 @dataclass
@@ -38,13 +38,14 @@ class ScgptModel:
     spec: ModelSpec
     vocabulary: Vocabulary
     device: torch.device
-    obs_columns: Mapping[str, str]
+    obs_columns: Mapping[str, ObsColumn]
     module: ScgptNetwork
     report: LoadReport
     choices: Choices
     precision: Precision
     token_ids: dict[str, int]
     modality_of_token: NDArray[np.int64] | None
+    token_options: frozenset[str] = frozenset({"ties", "select", "max_length", "seed", "zeros", "cls_value", "compat"})
 
     @staticmethod
     def recognises(folder: Path) -> bool:
@@ -158,8 +159,7 @@ class ScgptModel:
         """The tokeniser for a file whose genes match like this; checks that the model knows its batches."""
         if self.module.layout.n_perturbations:
             self._refuse({"cell"})
-        if BATCH in columns:
-            self._check_batches(columns[BATCH])
+        self._check_batches(columns.get(_BATCH))
         choices, cls = self.choices, self.token_ids[files.CLS]
         if choices.official:
             tokens = np.array([self.token_ids.get(str(gene), -1) for gene in match.names], np.int32)
@@ -190,7 +190,8 @@ class ScgptModel:
         if unknown := outputs - self.spec.outputs:
             self._refuse(unknown)
         with autocast(self.device, self.precision):
-            return self._forward(pack, outputs)
+            found = self._forward(pack, outputs)
+        return {name: tensor.float() for name, tensor in found.items()}
 
     def _forward(self, pack: Pack, outputs: frozenset[str]) -> dict[str, torch.Tensor]:
         network, inputs = self.module, self._inputs(pack)
@@ -225,25 +226,30 @@ class ScgptModel:
 
     def _inputs(self, pack: Pack) -> Inputs:
         assert pack.values is not None
-        batches = pack.cell_scalars[BATCH].long() if BATCH in pack.cell_scalars else None
-        if batches is not None:
-            self._check_batches(batches.cpu().numpy())
+        codes = pack.cell_scalars.get(_BATCH)
+        self._check_batches(None if codes is None else codes.cpu().numpy())
+        batches = None if codes is None else codes.long()
         modalities = None
         if self.modality_of_token is not None:
             modalities = torch.from_numpy(self.modality_of_token).to(pack.ids.device)[pack.ids]
         flags = torch.zeros_like(pack.ids) if self.module.layout.n_perturbations else None
         return Inputs(pack.ids, pack.values, pack.offsets, batches, modalities, flags)
 
-    def _check_batches(self, codes: NDArray[Any]) -> None:
-        layout = self.module.layout
+    def _check_batches(self, codes: NDArray[Any] | None) -> None:
+        layout, name = self.module.layout, self.spec.name
         n = layout.n_domains or layout.n_batches
-        if n and len(codes) and (codes.min() < 0 or codes.max() >= n or (codes != np.floor(codes)).any()):
-            msg = (
-                f"{self.spec.name} was fine-tuned with {n} batches, and obs[{self.obs_columns.get(BATCH, BATCH)!r}] "
-                f"has codes from {codes.min():g} to {codes.max():g}. Batches are read as whole numbers from 0 to {n - 1}, "
-                "and text or categories in alphabetical order."
+        if codes is None and layout.n_domains:
+            raise OptionError(
+                f"{name} was fine-tuned with a norm for each of {n} batches, and has to know the batch of each cell. Type "
+                f"batch_key=, the name of a column of obs with the batches 0 to {n - 1}, or with {n} categories."
             )
-            raise OptionError(msg)
+        if codes is None or not n or not len(codes):
+            return
+        if codes.min() < 0 or codes.max() >= n or (codes != np.floor(codes)).any():
+            raise OptionError(
+                f"{name} was fine-tuned with {n} batches, and obs[{self.obs_columns[_BATCH].name!r}] has numbers from "
+                f"{codes.min():g} to {codes.max():g}. Batches are whole numbers from 0 to {n - 1}."
+            )
 
     def _refuse(self, unknown: set[str] | frozenset[str]) -> None:
         msg = f"{self.spec.name} gives {sorted(self.spec.outputs)}, not {sorted(unknown)}."
@@ -254,25 +260,14 @@ class ScgptModel:
         raise UnsupportedOutput(msg)
 
 
-def _columns(network: ScgptNetwork, batch_key: str | None, name: str) -> dict[str, str]:
-    """Which column of ``obs`` the network reads."""
-    layout = network.layout
-    n = layout.n_domains or layout.n_batches
-    if batch_key is not None:
-        if not n:
-            raise OptionError(f"{name} was not fine-tuned with batches: leave out batch_key=.")
-        return {BATCH: batch_key}
-    if layout.n_domains:
-        msg = (
-            f"{name} was fine-tuned with a norm for each of {n} batches, and has to know the batch of each cell. Type "
-            f"batch_key=, the name of a column of obs with the batches 0 to {n - 1}, or with {n} categories."
-        )
-        raise OptionError(msg)
-    if n:
-        logger.info(
-            "%s has labels for %d batches; cell vectors need none, predicted expression needs batch_key=", name, n
-        )
-    return {}
+def _columns(network: ScgptNetwork, batch_key: str | None, name: str) -> dict[str, ObsColumn]:
+    """Which column of ``obs`` the network reads; that a norm needs one is said when cells come."""
+    n = network.layout.n_domains or network.layout.n_batches
+    if batch_key is None:
+        return {}
+    if not n:
+        raise OptionError(f"{name} was not fine-tuned with batches: leave out batch_key=.")
+    return {_BATCH: ObsColumn(batch_key, n)}
 
 
 def _modalities(tokens: list[str], modalities: list[str], pad: str) -> NDArray[np.int64] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Self, get_args
 
 from cfm._core.errors import OptionError
@@ -64,6 +65,8 @@ class Choices:
         ):
             if value not in known:
                 raise OptionError(f"{option}={value!r} is unknown. Type one of {', '.join(map(repr, known))}.")
+        if not isinstance(zeros, bool):
+            raise OptionError(f"zeros={zeros!r}: type True or False.")
         length = args.get("max_seq_len", _LENGTH) if max_length is None else max_length
         if not is_whole(length) or length < 2:
             msg = f"max_length={length!r} leaves no room for a gene beside <cls>. Type a whole number from 2 on."
@@ -75,7 +78,7 @@ class Choices:
         if not isinstance(beside_cls, int | float):
             raise OptionError(f"cls_value={beside_cls!r} is no number.")
         return cls(
-            max_length=length,
+            max_length=int(length),
             n_bins=int(args.get("n_bins", _BINS)),
             cls_value=float(beside_cls),
             ties=ties,
@@ -88,10 +91,12 @@ class Choices:
 
 def is_whole(value: object) -> bool:
     """Whether an option is a whole number, and no truth value."""
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _seeds(seed: Any, official: bool) -> tuple[int, int]:
+    if official and any(not is_whole(s) or not 0 <= s < 2**32 for s in (seed if isinstance(seed, tuple) else (seed,))):
+        raise OptionError(f"seed={seed!r}: with compat='official', seeds are whole numbers from 0 to 2^32 - 1.")
     if is_whole(seed):
         return seed, seed
     if official and isinstance(seed, tuple) and len(seed) == 2 and all(map(is_whole, seed)):

@@ -1,0 +1,383 @@
+"""The operators ``torch.ops.cfm.*``: ragged attention, its sum over genes, and Performer attention.
+
+They are seen by autograd and by ``torch.compile``. None waits for the GPU: what the host has to know comes as a number.
+Lists of places are tensors on the device where a kernel reads them, and on the CPU where torch goes cell by cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from cfm._core.errors import OptionError
+
+from . import composite, gene_sums, performer
+from .ragged import checked_known, checked_offsets
+
+HOST = ("sdpa", "eager")
+"""Backends that read offsets on the host."""
+
+DEVICE = ("cuda", "triton")
+"""Backends that read offsets on the device."""
+
+
+def _operator[**P, R](function: Callable[P, R]) -> Callable[P, R]:
+    """Make an operator of torch of a function that changes none of its arguments.
+
+    ``torch.library.custom_op`` would import torch's compiler at the first call, which takes longer than most calls.
+    """
+    name = f"cfm::{function.__name__}"
+    torch.library.define(name, torch.library.infer_schema(function, mutates_args=()))
+    torch.library.impl(name, "default", function)
+    return cast(Callable[P, R], getattr(torch.ops.cfm, function.__name__).default)
+
+
+@_operator
+def varlen_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor,
+    q_offsets: Tensor | None,
+    n_known: Tensor | None,
+    tiles: Tensor | None,
+    narrow: Tensor | None,
+    n_wide: int,
+    scale: float,
+    with_lse: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention within each cell.
+
+    Parameters
+    ----------
+    q, k, v
+        [n_tokens, heads, width], one dtype; the numbers of a head stand beside each other in memory.
+    offsets
+        int32 or int64[n_cells + 1]: cell i has the keys from ``offsets[i]`` to ``offsets[i + 1]``.
+    q_offsets
+        The same for queries, where only some tokens ask; None takes `offsets`.
+    n_known
+        Of each cell, how many tokens are known, which stand first: every token sees these and itself. None: all are.
+    tiles
+        int32[2, n], cells and rows of `cfm.kernels.ragged.row_tiles`, for backends on a GPU.
+    narrow
+        The same where all tiles are narrow: gradients take these.
+    n_wide
+        How many of `tiles` are wide.
+    scale
+        What q.k is multiplied with.
+    with_lse
+        Whether to give the logarithm of the sum of exponentials of every query.
+    backend
+        Who computes it: ``"cuda"``, ``"triton"``, ``"sdpa"`` or ``"eager"``.
+
+    Returns
+    -------
+    The result, of the shape of `q`, and float32[heads, n_queries]; [heads, 0] where it was not asked for.
+    """
+    check_tokens(q, k, v)
+    lists = (offsets, q_offsets, n_known)
+    if backend in DEVICE:
+        if (
+            tiles is None
+            or narrow is None
+            or any(x is not None and x.device != q.device for x in (*lists, tiles, narrow))
+        ):
+            raise OptionError(
+                f"backend={backend!r} needs tiles, and they and the offsets have to be on {str(q.device)!r}."
+            )
+        return _on_device(q, k, v, offsets, q_offsets, n_known, tiles, narrow, n_wide, scale, with_lse, backend)
+    starts, q_starts, known = host_lists(q, k, offsets, q_offsets, n_known)
+    if backend == "eager":
+        out, lse = composite.by_hand(q, k, v, starts, q_starts, known, scale)
+        return out, lse if with_lse else _no_lse(q)
+    if backend != "sdpa":
+        raise OptionError(f"backend={backend!r}: there are {', '.join(map(repr, (*DEVICE, *HOST)))}.")
+    if with_lse:
+        return composite.with_lse(q, k, v, starts, q_starts, known, scale)
+    out = composite.by_sdpa(q, k, v, starts, q_starts, known, scale)
+    return out.contiguous(), _no_lse(q)
+
+
+def _on_device(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor,
+    q_offsets: Tensor | None,
+    n_known: Tensor | None,
+    tiles: Tensor,
+    narrow: Tensor,
+    n_wide: int,
+    scale: float,
+    with_lse: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    lse = q.new_empty((q.shape[1], len(q)), dtype=torch.float32)
+    if tiles.shape[1] and q.numel():
+        if backend == "triton":
+            from . import twin
+
+            twin.forward(q, k, v, out, lse, offsets, q_offsets, n_known, narrow, scale)
+        else:
+            from . import launch
+
+            launch.forward(q, k, v, out, lse, offsets, n_known, tiles, n_wide, scale)
+    return out, lse if with_lse else _no_lse(q)
+
+
+@torch.library.register_fake("cfm::varlen_attention")
+def _(
+    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, q_offsets: Tensor | None, n_known: Tensor | None,
+    tiles: Tensor | None, narrow: Tensor | None, n_wide: int, scale: float, with_lse: bool, backend: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    check_tokens(q, k, v)
+    lse = q.new_empty((q.shape[1], q.shape[0]), dtype=composite.lse_dtype(q)) if with_lse else _no_lse(q)
+    return torch.empty_like(q, memory_format=torch.contiguous_format), lse
+
+
+@_operator
+def varlen_attention_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    offsets: Tensor,
+    q_offsets: Tensor | None,
+    n_known: Tensor | None,
+    narrow: Tensor | None,
+    scale: float,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v, from what `varlen_attention` gave with ``with_lse=True``."""
+    if backend == "cuda" and narrow is not None:
+        from . import launch
+
+        return launch.backward(grad, q, k, v, out, lse, offsets, n_known, narrow, scale)
+    if backend not in HOST:
+        raise OptionError(f"backend={backend!r} has no gradients: take 'cuda' or 'sdpa'.")
+    starts, q_starts, known = host_lists(q, k, offsets, q_offsets, n_known)
+    return composite.backward(grad, q, k, v, out, lse, starts, q_starts, known, scale)
+
+
+@torch.library.register_fake("cfm::varlen_attention_backward")
+def _(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets: Tensor,
+    q_offsets: Tensor | None, n_known: Tensor | None, narrow: Tensor | None, scale: float, backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    d_q, d_k, d_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    return d_q, d_k, d_v
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, offsets, q_offsets, n_known, tiles, narrow, n_wide, scale, with_lse, backend = inputs
+    out, lse = output
+    ctx.mark_non_differentiable(lse)
+    ctx.save_for_backward(q, k, v, out, lse, offsets, q_offsets, n_known, tiles, narrow)
+    ctx.rest = n_wide, scale, with_lse, backend
+
+
+def _gradients(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    q, k, v, out, lse, offsets, q_offsets, n_known, tiles, narrow = ctx.saved_tensors
+    n_wide, scale, with_lse, backend = ctx.rest
+    if not with_lse:
+        out, lse = varlen_attention(q, k, v, offsets, q_offsets, n_known, tiles, narrow, n_wide, scale, True, backend)
+    found = varlen_attention_backward(
+        grad.contiguous(), q, k, v, out, lse, offsets, q_offsets, n_known, narrow, scale, backend
+    )
+    return (*found, *[None] * 9)
+
+
+torch.library.register_autograd("cfm::varlen_attention", _gradients, setup_context=_keep)
+
+
+@torch.library.custom_op("cfm::gene_attention_sum", mutates_args=("sums", "counts", "bad"))
+def gene_attention_sum(
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor,
+    offsets: Tensor,
+    n_known: Tensor | None,
+    narrow: Tensor | None,
+    genes: Tensor,
+    scale: float,
+    sums: Tensor,
+    counts: Tensor,
+    bad: Tensor,
+    backend: str,
+) -> None:
+    """Add the attention of all cells, its mean over heads, to a table of genes by genes. Nothing else is written.
+
+    Parameters
+    ----------
+    q, k
+        [n_tokens, heads, width].
+    lse
+        float32[heads, n_tokens], as `varlen_attention` gives it.
+    offsets, n_known, narrow
+        As there.
+    genes
+        int32[n_tokens], the row of each token in the tables; below 0 leaves it out.
+    scale
+        As there.
+    sums
+        int64[n_genes, n_genes], row: who asks; column: who is seen. In units of 2^-40, so that the sum does not depend
+        on the order and has the same bits in every run.
+    counts
+        int32[n_genes, n_genes], in how many cells the one gene sees the other.
+    bad
+        int64[1], how many weights were no numbers; they are not in the sums.
+    backend
+        ``"cuda"``, or ``"sdpa"`` for torch's operations.
+    """
+    check_tokens(q, k, k)
+    check_tables(q, lse, genes, sums, counts, bad)
+    if backend == "cuda":
+        from . import launch
+
+        if narrow is None or offsets.device != q.device:
+            raise OptionError(f"backend='cuda' needs tiles, and they and the offsets have to be on {str(q.device)!r}.")
+        launch.gene_sums(q, k, lse, offsets, n_known, narrow, genes, scale, sums, counts, bad)
+        return
+    starts, _, known = host_lists(q, k, offsets, None, n_known)
+    gene_sums.add(q, k, lse, starts, known, genes, scale, sums, counts, bad)
+
+
+@gene_attention_sum.register_fake
+def _(
+    q: Tensor, k: Tensor, lse: Tensor, offsets: Tensor, n_known: Tensor | None, narrow: Tensor | None, genes: Tensor,
+    scale: float, sums: Tensor, counts: Tensor, bad: Tensor, backend: str,
+) -> None:  # fmt: skip
+    check_tokens(q, k, k)
+
+
+@_operator
+def performer_attention(
+    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, projection: Tensor, scope: str, eps: float
+) -> Tensor:
+    """Attention with random features in the place of the softmax (FAVOR+): time and memory grow with the tokens.
+
+    Parameters
+    ----------
+    q, k, v
+        [n_tokens, heads, width].
+    offsets
+        As in `varlen_attention`.
+    projection
+        float32[n_features, width], the random directions; they belong to a checkpoint.
+    scope
+        Over what the largest key feature is taken: ``"cell"``, each cell and head by itself, or ``"batch"``, over all
+        there is, as the published code does. It matters, since `eps` is added after the exponential.
+    eps
+        Added to every feature.
+
+    Returns
+    -------
+    Of the shape and dtype of `q`; sums are in float32 or better.
+    """
+    check_tokens(q, k, v)
+    check_projection(q, projection, scope)
+    starts, _, _ = host_lists(q, k, offsets, None, None)
+    return performer.attend(q, k, v, starts, projection, scope, eps)
+
+
+@torch.library.register_fake("cfm::performer_attention")
+def _(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, projection: Tensor, scope: str, eps: float) -> Tensor:
+    check_tokens(q, k, v)
+    return torch.empty_like(q, memory_format=torch.contiguous_format)
+
+
+def _no_lse(q: Tensor) -> Tensor:
+    return q.new_empty((q.shape[1], 0), dtype=composite.lse_dtype(q))
+
+
+def check_tokens(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Refuse tokens that a kernel would read wrongly: their shapes, dtypes, devices and strides. Reads no numbers."""
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.ndim != 3:
+            raise OptionError(f"{name} has shape {tuple(x.shape)}; [n_tokens, heads, width] is needed.")
+        if x.dtype != q.dtype or not x.is_floating_point():
+            raise OptionError(f"q, k and v need one dtype of floating point; {name} is {x.dtype}, q is {q.dtype}.")
+        if x.device != q.device:
+            raise OptionError(f"q, k and v need one device; {name} is on {str(x.device)!r}, q on {str(q.device)!r}.")
+        if x.shape[1:] != q.shape[1:]:
+            raise OptionError(
+                f"q, k and v need the same heads and width; {name} has shape {tuple(x.shape)}, q {tuple(q.shape)}."
+            )
+        if x.shape[2] > 1 and x.stride(2) != 1:
+            raise OptionError(
+                f"The numbers of a head have to stand beside each other: {name} has strides {tuple(x.stride())}. "
+                f"Type {name}.contiguous()."
+            )
+    if k.shape[0] != v.shape[0]:
+        raise OptionError(f"k and v need as many tokens; they have {k.shape[0]} and {v.shape[0]}.")
+
+
+def host_lists(
+    q: Tensor, k: Tensor, offsets: Tensor, q_offsets: Tensor | None, n_known: Tensor | None
+) -> tuple[list[int], list[int], list[int] | None]:
+    """Offsets of keys, of queries, and known tokens as lists, checked."""
+    for name, x in (("offsets", offsets), ("q_offsets", q_offsets), ("n_known", n_known)):
+        if x is not None and x.device.type != "cpu":
+            raise OptionError(
+                f"{name} is on {str(x.device)!r}; this backend goes cell by cell and needs it on the CPU."
+            )
+        if x is not None and x.dtype not in (torch.int32, torch.int64):
+            raise OptionError(f"{name} is {x.dtype}; int32 or int64 is needed.")
+    starts = checked_offsets(offsets.numpy(), len(k))
+    known = None if n_known is None else checked_known(n_known.numpy(), starts).tolist()
+    if q_offsets is None:
+        if len(q) != len(k):
+            raise OptionError(f"There are {len(q):,} queries and {len(k):,} keys: q_offsets has to say who asks where.")
+        return starts.tolist(), starts.tolist(), known
+    if known is not None:
+        raise OptionError("q_offsets and n_known do not go together: with unknown tokens, all tokens ask.")
+    asking = checked_offsets(q_offsets.numpy(), len(q), "q_offsets")
+    check_asking(starts, asking)
+    return starts.tolist(), asking.tolist(), known
+
+
+def check_asking(starts: Any, asking: Any) -> None:
+    """Refuse queries in cells without keys, and offsets of another number of cells."""
+    if len(asking) != len(starts):
+        raise OptionError(f"q_offsets are for {len(asking) - 1:,} cells, offsets for {len(starts) - 1:,}.")
+    empty = (asking[1:] > asking[:-1]) & (starts[1:] == starts[:-1])
+    if empty.any():
+        raise OptionError(f"Cell {int(empty.argmax())} has queries and no keys.")
+
+
+def check_tables(q: Tensor, lse: Tensor, genes: Tensor, sums: Tensor, counts: Tensor, bad: Tensor) -> None:
+    """Refuse what `gene_attention_sum` cannot add to."""
+    if lse.shape != (q.shape[1], q.shape[0]):
+        raise OptionError(f"lse has shape {tuple(lse.shape)}; {(q.shape[1], q.shape[0])} is needed: ask for with_lse.")
+    if genes.shape != q.shape[:1] or genes.dtype != torch.int32:
+        raise OptionError(f"genes is {genes.dtype} of shape {tuple(genes.shape)}; int32[{len(q)}] is needed.")
+    if bad.shape != (1,) or bad.dtype != torch.int64:
+        raise OptionError(f"bad is {bad.dtype} of shape {tuple(bad.shape)}; int64[1] is needed.")
+    for name, table, dtype in (("sums", sums, torch.int64), ("counts", counts, torch.int32)):
+        if table.dtype != dtype or table.ndim != 2 or table.shape[0] != table.shape[1]:
+            raise OptionError(
+                f"{name} is {table.dtype} of shape {tuple(table.shape)}; {dtype} of n_genes x n_genes is needed."
+            )
+        if not table.is_contiguous() or table.shape != sums.shape:
+            raise OptionError("sums and counts have to be contiguous and of one shape.")
+    # On a GPU a look at the numbers would wait for it; torch itself stops there at a place that is none.
+    if genes.device.type == "cpu" and len(genes) and int(genes.max()) >= len(sums):
+        raise OptionError(f"genes go up to {int(genes.max()):,}, and sums has {len(sums):,} rows.")
+
+
+def check_projection(q: Tensor, projection: Tensor, scope: str) -> None:
+    """Refuse a projection of another width, and an unknown scope."""
+    if scope not in ("cell", "batch"):
+        raise OptionError(f"scope={scope!r}: type 'cell' or 'batch'.")
+    if projection.ndim != 2 or projection.shape[1] != q.shape[2] or not len(projection):
+        raise OptionError(
+            f"projection has shape {tuple(projection.shape)}; [n_features, {q.shape[2]}] is needed, the width of a head."
+        )
