@@ -130,7 +130,10 @@ def test_a_gpu_kernel_on_the_cpu_is_refused(asked, monkeypatch):
 
 def test_nothing_is_said_on_the_cpu(messages):
     q = torch.zeros(3, 2, 64)
-    attention(q, q, q, [0, 3])
+    assert cfm.settings.attention == "sdpa", "kernels that no GPU has run are no default"
+    for asked in ("sdpa", "auto"):
+        with cfm.settings.override(attention=asked):
+            attention(q, q, q, [0, 3])
     assert messages == []
 
 

@@ -29,8 +29,9 @@ class Settings(_ScverseSettings):
     device: str = "auto"
     """Where models run. ``"auto"`` is CUDA when there is one, else CPU; or ``"cpu"``, ``"cuda"``, ``"cuda:1"``..."""
 
-    attention: Literal["auto", "cuda", "triton", "sdpa", "eager"] = "auto"
-    """What computes attention. ``"auto"`` takes the first that can: on a GPU the kernels of this package, Triton, torch's
+    attention: Literal["auto", "cuda", "triton", "sdpa", "eager"] = "sdpa"
+    """What computes attention: torch's own, cell by cell, until the kernels of this package have run on a GPU.
+    ``"auto"`` takes the first that can: on a GPU the kernels of this package, Triton, torch's
     own for ragged cells, ``scaled_dot_product_attention`` cell by cell; on the CPU the last. ``"eager"`` is the formula
     written out, to compare with. ``cfm kernels explain`` says what is taken, and what the others lack."""
 
