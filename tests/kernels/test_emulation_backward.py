@@ -38,8 +38,9 @@ def test_against_float64(bf16, words):
 
 @emulated
 @pytest.mark.slow
-@pytest.mark.parametrize("bf16", [True, False], ids=["bf16", "fp16"])
-def test_no_access_out_of_bounds(bf16):
+def test_no_access_out_of_bounds():
+    # Addresses do not depend on which of the two 16-bit dtypes stands there.
+    bf16 = True
     assert run(program("test_bwd.cpp", bf16, SANITIZED)).count(" ok\n") == 3
 
 
