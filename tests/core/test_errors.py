@@ -17,7 +17,7 @@ def test_the_message_is_shown_as_it_was_written(error: type[errors.CfmError]) ->
 
 
 def test_missing_names_are_key_errors_and_wrong_values_value_errors() -> None:
-    keys = {errors.UnknownModelError, errors.MissingKeyError}
+    kinds = {errors.UnknownModelError: KeyError, errors.MissingKeyError: KeyError, errors.DownloadError: OSError}
     for error in ALL:
         if error is not errors.CfmError:
-            assert issubclass(error, KeyError if error in keys else ValueError)
+            assert issubclass(error, kinds.get(error, ValueError))
