@@ -111,7 +111,7 @@ def _fail(message: str, code: int = 1) -> int:
 def _as_options(message: str, args: argparse.Namespace) -> str:
     """Errors name Python's arguments; this says what they are called here."""
     named = [name for name in dict.fromkeys(re.findall(r"\b([a-z_]+)=", message)) if name in args.options]
-    if not named and "option" in args.options and re.search(r"\b(batch_key|heads|dictionaries|[a-z_]+)= ?", message):
+    if not named and "option" in args.options and re.search(r"\b[a-z_]+=", message):
         return "\nOn the command line, an option NAME= of a model is --option NAME=VALUE."
     if not named:
         return ""
