@@ -97,7 +97,7 @@ def test_nothing_of_a_hostile_file_is_executed(folder: Path, file: str, bomb: tu
     assert not created.exists()
 
 
-def test_a_pickled_checkpoint_is_refused_by_name(folder: Path, bomb: tuple[bytes, Path]) -> None:
+def test_a_pickled_checkpoint_under_another_name_is_refused(folder: Path, bomb: tuple[bytes, Path]) -> None:
     data, created = bomb
 
     class Smuggled:
@@ -105,7 +105,7 @@ def test_a_pickled_checkpoint_is_refused_by_name(folder: Path, bomb: tuple[bytes
             return pickle.loads, (data,)
 
     torch.save({"state_dict": Smuggled()}, folder / "weights.safetensors")
-    with pytest.raises(CheckpointError, match="pickled checkpoints are refused"):
+    with pytest.raises(CheckpointError, match="no intact safetensors file"):
         models.load(folder)
     assert not created.exists()
 
@@ -123,14 +123,14 @@ def test_missing_left_over_and_misshapen_tensors_are_named(folder: Path) -> None
     assert "Missing: ['encoder.2.bias']" in message
     assert "left over: ['extra.weight']" in message
     assert "other shape: ['output.bias: (399,), not (400,)']" in message
-    assert "copy all of them from one source" in message
+    assert "copy all files of one folder from one source" in message
 
 
 def test_weights_of_another_vocabulary(folder: Path) -> None:
     path = folder / "vocabulary.tsv"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-5]))
     with pytest.raises(
-        CheckpointError, match=r"does not fit its config.json and vocabulary.tsv \(395 genes\)"
+        CheckpointError, match=r"It has to go with config.json and vocabulary.tsv \(395 genes\)"
     ) as raised:
         models.load(folder)
     assert "embedding.weight: (400, 16), not (395, 16)" in str(raised.value)
