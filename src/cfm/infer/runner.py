@@ -61,19 +61,21 @@ def run(model: CellModel, batches: Iterable[TokenBatch], n_cells: int, budget: i
     vectors = np.zeros((n_cells, model.spec.dim), np.float32)
     lengths = np.zeros(n_cells, np.int64)
     means = GeneMeans(model) if genes else None
+    outputs = frozenset({"cell", "token"} if genes else {"cell"})
+    positions = max(model.spec.positions.get(output, 0) for output in outputs)
     with progress(n_cells, f"{model.spec.name} on {model.device.type}") as bar:
         for batch in ahead(batches):
             lengths[batch.rows] = np.maximum(batch.lengths - model.spec.special_tokens, 0)
-            waiting = list(packs(batch, budget))[::-1]
+            waiting = list(packs(batch, budget, positions))[::-1]
             while waiting:
                 pack = waiting.pop()
-                found = _vectors(model, pack, means)
+                found = _vectors(model, pack, outputs, means)
                 if found is not None:
                     vectors[pack.rows] = found
                     continue
-                budget = _smaller(pack)
+                budget = _smaller(pack, positions)
                 # All that wait were cut for the old budget: each of them would fail, and halve it again.
-                waiting = [part for whole in [*waiting, pack] for part in list(packs(whole, budget))[::-1]]
+                waiting = [part for whole in [*waiting, pack] for part in list(packs(whole, budget, positions))[::-1]]
             bar.update(batch.n_cells)
     return Result(vectors, lengths, None if means is None else means.result())
 
@@ -112,13 +114,14 @@ class GeneMeans:
         return means[self._tokens].astype(np.float32)
 
 
-def _vectors(model: CellModel, pack: TokenBatch, means: GeneMeans | None) -> NDArray[np.float32] | None:
+def _vectors(
+    model: CellModel, pack: TokenBatch, outputs: frozenset[str], means: GeneMeans | None
+) -> NDArray[np.float32] | None:
     """Vectors of a pack, or None where the device has no memory for it but may have for a part.
 
     The error ends here and is not handed on: it would keep the tensors of the failed attempt alive.
     """
     try:
-        outputs = frozenset({"cell"} if means is None else {"cell", "token"})
         found = {
             key: value.float().cpu().numpy()
             for key, value in model.forward(Pack.of(pack, model.device), outputs).items()
@@ -133,10 +136,10 @@ def _vectors(model: CellModel, pack: TokenBatch, means: GeneMeans | None) -> NDA
         raise
 
 
-def _smaller(pack: TokenBatch) -> int:
+def _smaller(pack: TokenBatch, positions: int) -> int:
     """Half of the budget that just failed."""
     torch.cuda.empty_cache()
-    failed = int(pack.n_cells * pack.lengths.max())
+    failed = pack.n_cells * max(int(pack.lengths.max()), positions)
     logger.warning("out of GPU memory with packs of %d tokens; going on with %d", failed, failed // 2)
     return failed // 2
 

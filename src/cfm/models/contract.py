@@ -66,6 +66,8 @@ class ModelSpec:
         What `CellModel.forward` can give.
     special_tokens
         Tokens of a cell that are no genes, such as ``<cls>``.
+    positions
+        Of outputs for which the network sees all genes of a cell, expressed or not: how many positions that are.
     """
 
     name: str
@@ -78,6 +80,7 @@ class ModelSpec:
     max_tokens: int
     outputs: frozenset[str]
     special_tokens: int = 0
+    positions: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,8 @@ class CellModel(Protocol):
         """The outputs asked for, by name.
 
         ``"cell"`` is float32[n_cells, dim], ``"token"`` float32[n_tokens, any]: a vector for each token in its cell.
+        ``"gene"`` is float32[n_cells, genes of the vocabulary, any]: a vector for every gene in the cell, expressed or
+        not; ``"gene_expression"`` float32[n_cells, genes of the vocabulary], what the model predicts for each.
         """
         ...
 

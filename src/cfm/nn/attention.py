@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from cfm._core.logging import logger
 from cfm._core.settings import settings
-from cfm.kernels import backends, composite
+from cfm.kernels import backends, composite, ops
 from cfm.kernels.errors import KernelError
 from cfm.kernels.ops import varlen_attention
 from cfm.kernels.plan import plan
+
+Scope = Literal["head", "cell", "batch"]
+
+FEATURE_EPS = 1e-4
+"""What published Performers add to every feature."""
 
 
 def attention(
@@ -103,3 +110,41 @@ def _by(
         backend,
     )  # fmt: skip
     return out
+
+
+def performer_attention(
+    q: Tensor, k: Tensor, v: Tensor, offsets: list[int], projection: Tensor, *, scope: Scope = "cell"
+) -> Tensor:
+    """Attention within each cell with random features in the place of the softmax; time grows with the tokens.
+
+    Parameters
+    ----------
+    q, k, v
+        float[n_tokens, heads, width], the tokens of all cells one after another.
+    offsets
+        As in `attention`.
+    projection
+        float32[n_features, width], the random directions; they belong to a checkpoint.
+    scope
+        Over what the largest key feature is taken: ``"cell"``, all heads of a cell, which is what published code gives
+        for a cell alone; ``"head"``, each head of a cell by itself; ``"batch"``, all there is, which is what published code
+        gives for several cells at once. It matters, since a small number is added after the exponential.
+
+    Returns
+    -------
+    float, of the shape of `q`.
+
+    References
+    ----------
+    Choromanski et al. 2021, equations 4 and 5, with the constants of the authors' code.
+    """
+    device = q.device
+    if torch.is_autocast_enabled(device.type):
+        half = torch.get_autocast_dtype(device.type)
+        with torch.autocast(device.type, enabled=False):
+            q, k, v = (x.to(half) for x in (q, k, v))
+            return performer_attention(q, k, v, offsets, projection, scope=scope)
+    found: Tensor = ops.performer_attention(
+        q, k, v, torch.tensor(offsets, dtype=torch.int32), projection, scope, FEATURE_EPS
+    )
+    return found
