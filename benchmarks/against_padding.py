@@ -34,7 +34,7 @@ from cfm.tokens import TokenBatch
 Padded = Callable[[TokenBatch], torch.Tensor]
 
 
-def bert(folder: Path, name: str) -> Padded:
+def bert(folder: Path, name: str, device: str = "cpu") -> Padded:
     """Mean over the genes of each cell of the last layer but one, by transformers with padding and its default attention."""
     from transformers import BertConfig, BertModel
 
@@ -42,24 +42,24 @@ def bert(folder: Path, name: str) -> Padded:
     config = BertConfig(vocab_size=vocabulary, hidden_size=dim, num_hidden_layers=layers, num_attention_heads=heads,
                         intermediate_size=hidden, hidden_act="relu", max_position_embeddings=positions,
                         layer_norm_eps=1e-12)  # fmt: skip
-    network = BertModel(config, add_pooling_layer=False).eval()
+    network = BertModel(config, add_pooling_layer=False).eval().to(device)
     tensors = read_tensors(folder / "model.safetensors")
     network.load_state_dict({k.removeprefix("bert."): v for k, v in tensors.items() if k.startswith("bert.")})
 
     def vectors(batch: TokenBatch) -> torch.Tensor:
-        ids, mask = padded(batch, batch.ids, 0), padded(batch, np.ones(len(batch.ids), np.int64), 0)
+        ids, mask = (padded(batch, numbers, 0).to(device) for numbers in (batch.ids, np.ones(len(batch.ids), np.int64)))
         states = network(ids, attention_mask=mask, output_hidden_states=True).hidden_states[-2]
         return (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
     return vectors
 
 
-def transformer(folder: Path, name: str) -> Padded:
+def transformer(folder: Path, name: str, device: str = "cpu") -> Padded:
     """Vector of ``<cls>``, by torch's own encoder with padding."""
     layers, dim, hidden, heads, _ = SCGPT[name]
     layer = torch.nn.TransformerEncoderLayer(dim, heads, hidden, dropout=0.0, batch_first=True)
-    network = torch.nn.TransformerEncoder(layer, layers).eval()
-    tensors = read_tensors(folder / "best_model.pt")
+    network = torch.nn.TransformerEncoder(layer, layers).eval().to(device)
+    tensors = {k: v.to(device) for k, v in read_tensors(folder / "best_model.pt").items()}
     start = "transformer_encoder."
     names = {"Wqkv.weight": "in_proj_weight", "Wqkv.bias": "in_proj_bias"}
     state = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
@@ -76,8 +76,8 @@ def transformer(folder: Path, name: str) -> Padded:
         return F.layer_norm(x, (dim,), tensors[f"{part}norm.weight"], tensors[f"{part}norm.bias"])
 
     def vectors(batch: TokenBatch) -> torch.Tensor:
-        ids, values = padded(batch, batch.ids, 0), padded(batch, batch.values, -2)
-        empty = padded(batch, np.zeros(len(batch.ids), bool), True)
+        ids, values = padded(batch, batch.ids, 0).to(device), padded(batch, batch.values, -2).to(device)
+        empty = padded(batch, np.zeros(len(batch.ids), bool), True).to(device)
         genes = F.embedding(ids, tensors["encoder.embedding.weight"])
         genes = F.layer_norm(genes, (dim,), tensors["encoder.enc_norm.weight"], tensors["encoder.enc_norm.bias"])
         return F.normalize(network(genes + value_vectors(values), src_key_padding_mask=empty)[:, 0], dim=-1)

@@ -1,237 +1,234 @@
-"""Attention on a GPU: right against float64, then fast against its rivals, in one run and one table.
+"""Attention on a GPU: right against float64, then fast against its rivals, in one run of less than eight minutes.
 
-    python benchmarks/gpu.py [--out report.json] [--repeats 100]
+    python benchmarks/gpu.py [--out report.json] [--quick] [--repeats 100] [--minutes 7.5] [--only STEP ...]
 
-Prints the machine; the largest errors of each backend and whether twenty runs agree to the bit; the rates of a large
-matrix product and of a copy, as ceilings; then milliseconds (median, and the range of the middle half) and useful TFLOP/s
-(4 * 64 * heads * sum of squared lengths; no padding counted) of each backend. On a machine without a GPU it says so and
-ends with code 2. Clocks and power are left alone.
+In this order: the machine; our kernels compiled for it, and found in the cache by a second process; the tests that need a
+GPU, and compute-sanitizer where it is installed; the rates of a large product and of a copy, as ceilings; tables of
+attention on equal cells, on ragged ones and on cells with unknown tokens, forward and backward, of sums over genes, and
+of Performer attention; cells per second of whole models; and what was to be reached.
+
+Times are medians by events of the GPU with the range of the middle half and the number of repeats, after warm-ups, on
+random numbers, with inputs rotated so that none is in L2. TFLOP/s are useful ones: 4 x 64 x heads x pairs of tokens that
+see each other, no pads, and the share of them in the measured rate of the large product. Each step is a process of its own:
+one that fails or hangs is said so, and the others run. Clocks and power are left alone.
+
+The exit code is 1 when a step failed or a number is wrong, and 2 where there is no GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
+import subprocess
 import sys
-from collections.abc import Callable
-from importlib.metadata import version
+import tempfile
+import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+from gpu_cases import TABLES, columns
+from gpu_report import Options, Progress, write_json
+from gpu_targets import judge
 
-import cfm
-from cfm.kernels import backends, cache, compiler, composite, gene_sums, ops
-from cfm.kernels.plan import plan
-
-WIDTH = 64
-OURS = ("cuda", "triton", "sdpa")
-SHAPES = {
-    "edges": [1, 0, 2, 63, 64, 65, 127, 128, 129, 520, 0, 640, 700],
-    "one": [1000],
-    "many": [7] * 200,
-}
+GRACE = 20
+"""Seconds that a process may take to end by itself after its time."""
 
 
-def tokens(lengths: list[int], heads: int, dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
-    """Queries, keys and values as views of one product, normal numbers."""
-    generator = torch.Generator("cuda").manual_seed(seed)
-    packed = torch.randn(sum(lengths), 3, heads, WIDTH, generator=generator, device="cuda")
-    return list(packed.to(dtype).unbind(1))
+@dataclass(frozen=True)
+class Step:
+    """A part of the run.
+
+    Parameters
+    ----------
+    name
+        Its name in the report.
+    title
+        What is printed above.
+    most
+        Seconds that it may take.
+    least
+        Seconds that earlier steps leave to it.
+    """
+
+    name: str
+    title: str
+    most: float
+    least: float
+
+    @property
+    def rows(self) -> bool:
+        """Whether it is a table, whose rows outlive the process that made them."""
+        return self.name in (*TABLES, "genes", "performer", "models")
 
 
-def call(
-    backend: str, qkv: list[Tensor], lengths: list[int], known: list[int] | None
-) -> Callable[[], tuple[Tensor, Tensor]]:
-    """A call of our operator with its plan made ahead."""
-    offsets = np.cumsum([0, *lengths]).tolist()
-    made = plan(offsets, None, known, offsets[-1], offsets[-1], qkv[0].device, backend)
-    scale = composite.default_scale(WIDTH)
-    rest = (made.offsets, made.q_offsets, made.n_known, made.tiles, made.narrow, made.n_wide, scale, True, backend)
-    return lambda: ops.varlen_attention(*qkv, *rest)
+STEPS = (
+    Step("machine", "The machine", 40, 15),
+    Step("build", "Compiling our kernels", 90, 40),
+    Step("again", "A second process finds them", 30, 10),
+    Step("tests", "Tests against float64", 90, 40),
+    Step("sanitizer", "compute-sanitizer on small shapes", 60, 15),
+    Step("ceilings", "Ceilings", 25, 12),
+    Step("uniform", "Equal cells", 60, 25),
+    Step("ragged", "Ragged cells", 110, 45),
+    Step("known", "Cells with unknown tokens", 110, 60),
+    Step("genes", "Attention summed gene by gene", 35, 15),
+    Step("performer", "Performer attention", 35, 15),
+    Step("models", "Whole models, cells per second", 130, 70),
+)
 
 
-def check(backend: str, dtype: torch.dtype, heads: int = 4) -> dict[str, float | bool]:
-    """Largest errors of results, log-sum-exp and gradients over all shapes, and whether twenty runs have the same bits."""
-    worst = {"out": 0.0, "torch": 0.0, "lse": 0.0, "gradients": 0.0}
-    same = True
-    for lengths in SHAPES.values():
-        offsets = np.cumsum([0, *lengths]).tolist()
-        for share in (None, 0.0, 0.5, 1.0):
-            known = None if share is None else [int(share * n) for n in lengths]
-            qkv = tokens(lengths, heads, dtype)
-            exact = [x.cpu().double() for x in qkv]
-            right, right_lse = composite.by_hand(*exact, offsets, offsets, known, WIDTH**-0.5)
-            run = call(backend, qkv, lengths, known)
-            out, lse = run()
-            plain = composite.by_sdpa(*qkv, offsets, offsets, known, WIDTH**-0.5)
-            for name, found, expected in (("out", out, right), ("torch", plain, right), ("lse", lse, right_lse)):
-                worst[name] = max(worst[name], float((found.cpu().double() - expected).abs().max()))
-            same &= all(torch.equal(run()[0], out) for _ in range(20))
-            if backend != "triton":
-                leaves = [x.detach().requires_grad_() for x in qkv]
-                grad = torch.randn_like(out)
-                found = torch.autograd.grad(call(backend, leaves, lengths, known)()[0], leaves, grad)
-                expected = composite.backward(
-                    grad.cpu().double(), *exact, right, right_lse, offsets, offsets, known, WIDTH**-0.5
-                )
-                for mine, theirs in zip(found, expected, strict=True):
-                    error = (mine.cpu().double() - theirs).abs().max() / theirs.abs().max().clamp_min(1)
-                    worst["gradients"] = max(worst["gradients"], float(error))
-    return {**worst, "same bits": same}
+def allowance(i: int, left: float, steps: tuple[Step, ...] = STEPS) -> float:
+    """Seconds for a step when so many are left: what the later ones need stays."""
+    return min(steps[i].most, left - sum(step.least for step in steps[i + 1 :]))
 
 
-def check_sums() -> dict[str, float | bool]:
-    """Gene sums of the kernel against those of torch's operations, and whether two runs have the same bits."""
-    lengths, n_genes = [300, 64, 1, 700], 1000
-    offsets = np.cumsum([0, *lengths]).tolist()
-    qkv = tokens(lengths, 8, torch.bfloat16)
-    _, lse = call("sdpa", qkv, lengths, None)()
-    genes = torch.cat([torch.randperm(n_genes, device="cuda")[:n] for n in lengths]).int()
-    found = []
-    for backend in ("cuda", "cuda", "sdpa"):
-        sums = torch.zeros(n_genes, n_genes, dtype=torch.int64, device="cuda")
-        counts, bad = sums.int(), sums[0, :1].clone()
-        made = plan(offsets, None, None, offsets[-1], offsets[-1], lse.device, backend)
-        ops.gene_attention_sum(
-            *qkv[:2], lse, made.offsets, None, made.narrow, genes, WIDTH**-0.5, sums, counts, bad, backend
+def run_step(name: str, options: Options, scratch: Path) -> dict[str, Any]:
+    """A step, in this process."""
+    import gpu_machine
+
+    if name == "machine":
+        return gpu_machine.machine()
+    if name in ("build", "again"):
+        return gpu_machine.build()
+    if name == "tests":
+        return gpu_machine.tests(options.until)
+    if name == "sanitizer":
+        return gpu_machine.sanitizer(options.until)
+    if name == "ceilings":
+        from gpu_timing import ceilings
+
+        found = ceilings(options.repeats, 2 * options.seconds)
+        print(
+            columns(
+                [[key, f"{x['median']:,.0f}", f"({x['low']:,.0f} to {x['high']:,.0f})"] for key, x in found.items()]
+            )
         )
-        found.append((sums, counts))
-    error = float((found[0][0] - found[2][0]).abs().max()) * gene_sums.UNIT
-    return {
-        "error": error,
-        "same counts": torch.equal(found[0][1], found[2][1]),
-        "same bits": torch.equal(found[0][0], found[1][0]),
-    }
+        return dict(found)
+    progress = Progress(scratch / f"{name}.rows.json", name)
+    if name in TABLES:
+        from gpu_tables import table
+
+        table(name, options, progress)
+    elif name == "models":
+        from gpu_models import models_table
+
+        models_table(options, progress)
+    else:
+        import gpu_sums
+
+        (gpu_sums.genes_table if name == "genes" else gpu_sums.performer_table)(options, progress)
+    return progress.done()
 
 
-def timed(action: Callable[[], object], repeats: int) -> tuple[float, float, float]:
-    """Lower quartile, median and upper quartile of milliseconds, after twenty warm-ups; L2 is emptied before each."""
-    spoil = torch.empty(64 * 2**20, dtype=torch.int32, device="cuda")
-    for _ in range(20):
-        action()
-    spans = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
-    for start, stop in spans:
-        spoil.zero_()
-        start.record()
-        action()
-        stop.record()
-    torch.cuda.synchronize()
-    low, middle, high = np.quantile([start.elapsed_time(stop) for start, stop in spans], [0.25, 0.5, 0.75])
-    return float(low), float(middle), float(high)
+def child(step: Step, command: list[str], seconds: float, scratch: Path, environment: dict[str, str]) -> dict[str, Any]:
+    """A step in a process of its own: what it leaves in `scratch`, and ``failed`` if it did not come to its end."""
+    result, kept = scratch / f"{step.name}.json", scratch / f"{step.name}.rows.json"
+    until = time.time() + seconds
+    why = ""
+    # A table goes on where a process died, without the rival that it died of.
+    for _ in range(3 if step.rows else 1):
+        process = subprocess.Popen([*command, "--until", str(until)], env=environment, start_new_session=True)
+        try:
+            code = process.wait(max(until + GRACE - time.time(), 1))
+        except BaseException as problem:
+            # A process in a session of its own does not hear of Ctrl-C.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            if not isinstance(problem, subprocess.TimeoutExpired):
+                raise
+            why = f"did not end within {seconds:.0f} s"
+            break
+        if result.exists():
+            return json.loads(result.read_text())
+        why = f"ended with code {code}"
+        if time.time() > until:
+            break
+    rows = Progress(kept, step.name).rows if kept.exists() else []
+    return {"failed": why, **({"rows": rows} if step.rows else {})}
 
 
-def rivals(qkv: list[Tensor], lengths: list[int], known: list[int] | None) -> dict[str, Callable[[], object]]:
-    """Everybody who can compute this, by name."""
-    asked = backends.Call(qkv[0].device, qkv[0].dtype, WIDTH, known is not None)
-    found: dict[str, Callable[[], object]] = {
-        name: call(name, qkv, lengths, known) for name in OURS if backends.lacks(name, asked) is None
-    }
-    offsets = np.cumsum([0, *lengths]).tolist()
-    if backends.lacks("varlen", asked) is None:
-        from torch.nn.attention.varlen import varlen_attn
+def everything(chosen: argparse.Namespace) -> dict[str, Any]:
+    """All steps; the report."""
+    end = time.time() + 60 * chosen.minutes
+    report: dict[str, Any] = {"quick": chosen.quick, "repeats": chosen.repeats}
+    steps = tuple(step for step in STEPS if not chosen.only or step.name in chosen.only)
+    with tempfile.TemporaryDirectory() as scratch:
+        # A cache of its own: compiling is shown, and nobody's kernels from another day are measured.
+        environment = {**os.environ, "CFM_CACHE_DIR": str(Path(scratch) / "cache"), "PYTHONUNBUFFERED": "1"}
+        for i, step in enumerate(steps):
+            seconds = allowance(i, end - time.time(), steps)
+            print(f"\n== {step.title}" + "\n" * (not step.rows), flush=True)
+            if seconds < 5:
+                report[step.name] = {"failed": "no time was left for it"}
+            else:
+                command = [sys.executable, __file__, "--step", step.name, "--scratch", scratch]
+                command += ["--repeats", str(chosen.repeats), *["--quick"] * chosen.quick]
+                if ceiling := report.get("ceilings", {}).get("bf16 product, TFLOP/s", {}).get("median"):
+                    command += ["--ceiling", str(ceiling)]
+                started = time.time()
+                report[step.name] = child(step, command, seconds, Path(scratch), environment)
+                report[step.name]["took"] = time.time() - started
+            if "failed" in report[step.name]:
+                print(f"FAILED: {report[step.name]['failed']}", flush=True)
+            if chosen.out:
+                write_json(chosen.out, report)
+    return report
 
-        starts = torch.tensor(offsets, dtype=torch.int32, device="cuda")
-        found["torch varlen"] = lambda: varlen_attn(*qkv, starts, starts, max(lengths), max(lengths), scale=WIDTH**-0.5)
-    longest, n = max(lengths), len(lengths)
-    if n * longest * longest < 2**31:
-        padded = [torch.zeros(n, x.shape[1], longest, WIDTH, dtype=x.dtype, device="cuda") for x in qkv]
-        mask = torch.zeros(n, 1, longest, longest, dtype=torch.bool, device="cuda")
-        for i, (start, length) in enumerate(zip(offsets, lengths, strict=False)):
-            for into, x in zip(padded, qkv, strict=True):
-                into[i, :, :length] = x[start : start + length].transpose(0, 1)
-            mask[i, 0, :, : length if known is None else known[i]] = True
-        mask |= torch.eye(longest, dtype=torch.bool, device="cuda")
-        same = known is None and len(set(lengths)) == 1
-        found["padded SDPA"] = lambda: F.scaled_dot_product_attention(*padded, attn_mask=None if same else mask)
+
+def problems(report: dict[str, Any]) -> list[str]:
+    """What went wrong, as opposed to what is slow."""
+    found = [f"{step.title}: {report[step.name]['failed']}" for step in STEPS if "failed" in report.get(step.name, {})]
+    if report.get("tests", {}).get("passed") is False:
+        found.append(f"Tests failed: {report['tests']['counts']}")
+    if report.get("again", {}).get("compiled") and report.get("build", {}).get("compiled"):
+        found.append("A second process compiled again what was in the cache")
+    for tool, made in report.get("sanitizer", {}).items():
+        if isinstance(made, dict) and made.get("clean") is False:
+            found.append(f"{tool} found something: {made['summary']}")
+    for step in STEPS:
+        for x in report.get(step.name, {}).get("rows", []):
+            if x.get("wrong"):
+                found.append(f"{x['rival']}, {x['case']}: error {x['error']:.1e}")
     return found
 
 
-def table(name: str, lengths: list[int], heads: int, share: float | None, repeats: int) -> list[dict[str, object]]:
-    """Times of all rivals for one set of cells; prints a line for each."""
-    known = None if share is None else [int(share * n) for n in lengths]
-    qkv = tokens(lengths, heads, torch.bfloat16)
-    squares = sum(n * n for n in lengths) if known is None else sum(n * k for n, k in zip(lengths, known, strict=True))
-    rows = []
-    for rival, action in rivals(qkv, lengths, known).items():
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        low, middle, high = timed(action, repeats)
-        peak = (torch.cuda.max_memory_allocated() - before) / 2**20
-        rate = 4 * WIDTH * heads * squares / middle / 1e9
-        print(f"{name:<34}{rival:<14}{middle:9.3f} ms  ({low:.3f} to {high:.3f}){rate:8.0f} TFLOP/s{peak:9.0f} MiB")
-        rows.append({"case": name, "backend": rival, "ms": [low, middle, high], "tflops": rate, "MiB": peak})
-    return rows
-
-
-def ceilings(repeats: int) -> dict[str, float]:
-    """TFLOP/s of a matrix product of 8,192^3 in bfloat16, and GB/s of a copy."""
-    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    into = torch.empty_like(a)
-    product = timed(lambda: torch.mm(a, b, out=into), repeats)[1]
-    large = torch.empty(2**30, dtype=torch.int8, device="cuda")
-    target = torch.empty_like(large)
-    copy = timed(lambda: target.copy_(large), repeats)[1]
-    return {"matrix product, TFLOP/s": 2 * 8192**3 / product / 1e9, "copy, GB/s": 2 * 2**30 / copy / 1e6}
-
-
 def main() -> int:
-    """Check, measure, print, write."""
+    """Run everything, or one step in the process of that step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="where to write all numbers as JSON")
-    parser.add_argument("--repeats", type=int, default=100)
-    options = parser.parse_args()
+    parser.add_argument("--out", type=Path, help="where to write all numbers as JSON, after each step")
+    parser.add_argument("--quick", action="store_true", help="fewer cases")
+    parser.add_argument("--repeats", type=int, default=100, help="of each measurement, where time allows")
+    parser.add_argument("--minutes", type=float, default=7.5, help="for everything")
+    parser.add_argument(
+        "--only", nargs="+", choices=[step.name for step in STEPS], metavar="STEP", help="only these steps"
+    )
+    for name, kind in (("step", str), ("scratch", Path), ("until", float), ("ceiling", float)):
+        parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+
+    import torch
+
     if not torch.cuda.is_available():
         print("There is no GPU here: torch.cuda.is_available() is False. Nothing was measured.", file=sys.stderr)
         return 2
-    cfm.settings.progress = False
-    report: dict[str, object] = {
-        "GPU": torch.cuda.get_device_name(),
-        "capability": torch.cuda.get_device_capability(),
-        "torch": torch.__version__,
-        "CUDA": torch.version.cuda,
-        "NVRTC": compiler.version(),
-        "triton": version("triton") if backends._no_package("triton", "triton") is None else None,
-        "cache": str(cache.folder()),
-    }
-    for key, value in report.items():
-        print(f"{key:<12}{value}")
-    wrong = False
-    for dtype in (torch.bfloat16, torch.float16):
-        for backend in OURS:
-            if why := backends.lacks(backend, backends.Call(torch.device("cuda:0"), dtype, WIDTH)):
-                print(f"{backend}: {why}")
-                continue
-            found = check(backend, dtype)
-            report[f"errors {backend} {dtype}"] = found
-            # Against float64 at most twice torch's own error in the same dtype.
-            bad = found["out"] > 2 * found["torch"] + 1e-6 or not found["same bits"]
-            wrong |= bad
-            numbers = ", ".join(f"{key} {x if isinstance(x, bool) else f'{x:.1e}'}" for key, x in found.items())
-            print(f"{backend:<8}{dtype}  {numbers}{'   WRONG' if bad else ''}")
-    report["gene sums"] = sums = check_sums()
-    wrong |= not (sums["same bits"] and sums["same counts"])
-    print(f"gene sums  {sums}")
-    report["ceilings"] = ceilings(options.repeats)
-    print(report["ceilings"], "\n")
-    random = np.random.default_rng(0)
-    rows = []
-    for length in (512, 1024, 2048, 4096):
-        rows += table(
-            f"{16_384 // length} cells of {length}, 32 heads", [length] * (16_384 // length), 32, None, options.repeats
-        )
-    for heads, cells in ((8, 64), (12, 64), (18, 64), (20, 64), (8, 512)):
-        lengths = random.integers(300, 2049, cells).tolist()
-        rows += table(f"{cells} cells of 300 to 2,048, {heads} heads", lengths, heads, None, options.repeats)
-    for share in (0.25, 0.5, 0.75):
-        lengths = random.integers(300, 2049, 64).tolist()
-        rows += table(f"64 cells, {share:.0%} known, 8 heads", lengths, 8, share, options.repeats)
-    report["times"] = rows
-    if options.out:
-        options.out.write_text(json.dumps(report, indent=1, default=str))
-    return int(wrong)
+    if chosen.step:
+        options = Options(chosen.quick, chosen.repeats, 0.15 if chosen.quick else 0.3, chosen.until, chosen.ceiling)
+        write_json(chosen.scratch / f"{chosen.step}.json", run_step(chosen.step, options, chosen.scratch))
+        return 0
+    report = everything(chosen)
+    report["problems"] = problems(report)
+    verdicts = judge(report)
+    report["targets"] = [vars(x) for x in verdicts]
+    words = {True: "met", False: "MISSED", None: "not judged"}
+    print("\n== What was to be reached\n")
+    print(columns([["", "wanted", "found", ""], *([x.target, x.wanted, x.found, words[x.met]] for x in verdicts)]))
+    print("\n" + ("\n".join(["Wrong:", *report["problems"]]) if report["problems"] else "Nothing was wrong."))
+    if chosen.out:
+        write_json(chosen.out, report)
+    return int(bool(report["problems"]))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python benchmarks/parity.py FAMILY --fixtures DIR --cells FILE
 
-FAMILY is geneformer or scgpt. DIR has checkpoints in their official layout with small random weights, and .npz files
+FAMILY is one of those below. DIR has checkpoints in their official layout with small random weights, and .npz files
 with what the official code gave on the cells of FILE. Prints a line for each array: its name, the largest difference,
 the tolerance, and pass, FAIL, input (it went into the model), or not covered and why. The exit code is 1 if one fails.
 """
@@ -19,7 +19,7 @@ import numpy as np
 
 import cfm
 
-FAMILIES = ("geneformer", "scgpt")
+FAMILIES = ("geneformer", "scgpt", "scfoundation", "scbert", "uce")
 
 
 class Report:
@@ -58,7 +58,7 @@ class Report:
         """Compare with the official array; tolerance 0 means equal.
 
         `by` says what the difference is measured in: "absolute", "scale" (the largest official number, at least 1),
-        or "relative" (each official number).
+        "largest" (the largest official number, however small), or "relative" (each official number).
         """
         expected, found = self.all[name], np.asarray(found)
         self._open.pop(name, None)
@@ -72,6 +72,8 @@ class Report:
             size = np.abs(expected.astype(np.float64))
             if by == "scale":
                 gap /= max(1.0, float(size.max(initial=0)))
+            elif by == "largest":
+                gap /= float(size.max(initial=0)) or 1.0
             elif by == "relative":
                 gap = np.divide(gap, size, out=gap, where=size > 0)
             difference = float(gap.max(initial=0))

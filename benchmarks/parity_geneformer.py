@@ -17,7 +17,7 @@ import cfm
 from cfm import infer, models
 from cfm.genes import match
 from cfm.models.geneformer import GeneformerModel
-from cfm.models.geneformer.dictionaries import Dictionaries, read_pickled
+from cfm.models.geneformer.dictionaries import Dictionaries
 from cfm.models.geneformer.perturb import (
     batch_of,
     cell_similarity,
@@ -27,6 +27,7 @@ from cfm.models.geneformer.perturb import (
     shift_towards,
 )
 from cfm.models.geneformer.tokenizer import GeneformerTokenizer
+from cfm.models.pickles import read_pickled
 from cfm.tokens import rank_order
 
 if TYPE_CHECKING:

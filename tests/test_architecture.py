@@ -15,7 +15,7 @@ import cfm
 PACKAGE = Path(cfm.__file__).parent
 
 # From the bottom to the top: a room imports only from rooms that stand before it.
-ROOMS = ("_core", "genes", "counts", "tokens", "kernels", "nn", "models", "infer", "train")
+ROOMS = ("_core", "genes", "counts", "tokens", "kernels", "nn", "models", "infer", "train", "integration")
 # These see all of the above, and each other.
 PUBLIC = ("pp", "tl", "pl", "metrics", "datasets")
 # On top of everything.

@@ -18,11 +18,11 @@ from . import errors
 from ._core.settings import settings
 
 if TYPE_CHECKING:
-    from . import datasets, models, pl, pp, tl
+    from . import datasets, metrics, models, pl, pp, tl
 
-__all__ = ["datasets", "errors", "models", "pl", "pp", "settings", "tl"]
+__all__ = ["datasets", "errors", "metrics", "models", "pl", "pp", "settings", "tl"]
 
-_LAZY = frozenset({"datasets", "models", "pl", "pp", "tl"})
+_LAZY = frozenset({"datasets", "metrics", "models", "pl", "pp", "tl"})
 
 
 def __getattr__(name: str) -> object:

@@ -1,4 +1,4 @@
-"""Builds the emulation's drivers that are programs of their own, and compiles kernels for GPUs that are not there."""
+"""Builds the emulation's drivers that are programs of their own."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ FLAGS = ("-std=c++17", "-O2", "-Wall", "-Werror", "-Wno-psabi", "-Wno-unknown-pr
 SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-O1", "-g")
 
 WAITS = ("p::sync_block();", "p::sync_warp();", "p::cp_wait<0>();", "p::cp_wait<1>();")
-RECORDED = "13.0"
-"""Version of the compiler that the recorded registers are of."""
 
 
 def lacking() -> str | None:
@@ -84,22 +82,3 @@ def survives(file: str, line: int, text: str, driver: str, folder: Path) -> bool
         )
     finally:
         built.unlink()
-
-
-def check_registers(found: dict[str, tuple[int, int]], recorded: dict[str, int], limits: dict[str, int]) -> None:
-    """No spills, and no more registers than recorded (with the compiler of the record) or than a block may have."""
-    from cfm.kernels import compiler as nvrtc
-
-    assert found.keys() == recorded.keys() == limits.keys()
-    for name, (registers, spilled) in found.items():
-        assert spilled == 0, name
-        assert registers <= (recorded if nvrtc.version() == RECORDED else limits)[name], name
-
-
-def assembled(file: str, bf16: bool, architecture: str) -> dict[str, tuple[int, int]]:
-    """Registers and bytes of spills of each kernel of a file, by the compiler that torch brings; needs no GPU."""
-    from cfm.kernels import compiler as nvrtc
-    from cfm.kernels.sources import unit
-
-    _, log = nvrtc.compile_unit(unit(file, "bfloat16" if bf16 else "float16"), architecture)
-    return {name: (report.registers, report.spilled) for name, report in nvrtc.reports(log).items()}

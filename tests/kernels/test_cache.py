@@ -132,20 +132,6 @@ def test_a_text_that_does_not_compile_leaves_nothing(monkeypatch, folder):
 
 
 @needs_compiler
-@pytest.mark.slow
-@pytest.mark.parametrize("architecture", sources.ARCHITECTURES)
-def test_all_units_compile(architecture):
-    if architecture.rstrip("a") not in compiler.architectures():
-        pytest.skip(f"NVRTC {compiler.version()} does not know {architecture}")
-    for unit in sources.units(architecture):
-        code, log = compiler.compile_unit(unit, architecture)
-        assert code.startswith(b"\x7fELF")
-        found = compiler.reports(log)
-        assert set(found) == set(sources.entries(unit.file))
-        assert all(0 < report.registers <= 255 for report in found.values())
-
-
-@needs_compiler
 def test_what_the_compiler_refuses_is_told(monkeypatch):
     real = sources.text
     monkeypatch.setattr(compiler, "text", lambda name: real(name) + ("\nnonsense;" if name == "varlen_bwd.cuh" else ""))

@@ -3,89 +3,26 @@
 from __future__ import annotations
 
 import ctypes
-from types import SimpleNamespace
+import itertools
 
 import pytest
 import torch
 
-from cfm.kernels import cache, compiler, launch, ops, sources
+from cfm.kernels import compiler, launch, launch_performer, ops, sources
 from cfm.kernels.errors import KernelError
 from cfm.kernels.plan import plan
+
+from .starting import Driver, in_the_place_of_the_driver
 
 LENGTHS = [0, 700, 3]
 OFFSETS = [0, 0, 700, 703]
 
 
-class Driver:
-    """Notes starts of kernels and descriptions of tensors."""
-
-    def __init__(self) -> None:
-        self.started: list[SimpleNamespace] = []
-        self.maps: list[tuple] = []
-        self.shared: list[int] = []
-        self.status = 0
-        names = ("CUtensorMapDataType", "CUtensorMapInterleave", "CUtensorMapSwizzle", "CUtensorMapL2promotion",
-                 "CUtensorMapFloatOOBfill", "CUfunction_attribute")  # fmt: skip
-        for name in names:
-            setattr(self, name, type(name, (), {"__getattr__": lambda _, key: key})())
-        self.cuuint64_t = self.cuuint32_t = int
-
-    def cuModuleLoadData(self, code: bytes):
-        assert code == b"code"
-        return self.status, "module"
-
-    def cuModuleGetFunction(self, module: str, name: bytes):
-        return 0, name.decode()
-
-    def cuFuncSetAttribute(self, function: str, attribute: str, value: int):
-        assert attribute == "CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES"
-        self.shared.append(value)
-        return (0,)
-
-    def cuTensorMapEncodeTiled(self, *given):
-        self.maps.append(given)
-        return 0, f"map {len(self.maps)}"
-
-    def cuLaunchKernel(self, function, x, y, z, threads, ty, tz, shared, stream, parameters, extra):
-        assert (z, ty, tz, extra, stream) == (1, 1, 1, 0, 77)
-        values, types = parameters
-        file = "varlen_bwd" if function.startswith("varlen_bwd") else function
-        names = [name for name, _ in sources.entries(file)[function].parameters]
-        self.started.append(
-            SimpleNamespace(
-                name=function,
-                grid=(x, y),
-                threads=threads,
-                shared=shared,
-                types=types,
-                given=dict(zip(names, values, strict=True)),
-            )  # fmt: skip
-        )
-        return (0,)
-
-
 @pytest.fixture(params=[(8, 0), (9, 0)], ids=["A100", "H100"])
 def driver(request, monkeypatch):
-    made = Driver()
-    monkeypatch.setattr(launch, "_driver", lambda: made)
-    monkeypatch.setattr(cache, "cubin", lambda unit, architecture: b"code")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: request.param)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=77))
-
-    class Guard:
-        def __init__(self, device: object) -> None: ...
-
-        def __enter__(self) -> None: ...
-
-        def __exit__(self, *_: object) -> None: ...
-
-    monkeypatch.setattr(torch.cuda, "device", Guard)
-    made.hopper = request.param == (9, 0)
-    for kept in (launch._function, launch._module, launch._architecture):
-        kept.cache_clear()
-    yield made
-    for kept in (launch._function, launch._module, launch._architecture):
-        kept.cache_clear()
+    with in_the_place_of_the_driver(monkeypatch, Driver(), request.param) as made:
+        made.hopper = request.param == (9, 0)
+        yield made
 
 
 def tokens(dtype: torch.dtype = torch.bfloat16):
@@ -173,6 +110,67 @@ def test_gene_sums(driver):
     assert (start.given["heads"], start.given["genes"], start.given["row_of"]) == (4, 9, genes.data_ptr())
 
 
+PADDED = 96
+
+
+def favor(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scope: str, features: int = 40) -> torch.Tensor:
+    w = torch.randn(features, 64, generator=torch.Generator().manual_seed(1))
+    return launch_performer.attend(q, k, v, OFFSETS, w, scope, 1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_performer(driver, dtype):
+    q, k, v, _ = tokens(dtype)
+    out = favor(q, k, v, "cell")
+    norms_q, norms_k, highest, of_keys, summary, of_queries = driver.started
+    kib, bf16 = 1024, dtype == torch.bfloat16
+    assert [(x.name, x.grid, x.threads, x.shared) for x in driver.started] == [
+        ("performer_norms", (44, 4), 128, 0),
+        ("performer_norms", (44, 4), 128, 0),
+        ("performer_key_max", (12, 4), 128, (24 if bf16 else 16) * kib),
+        ("performer_keys", (2, 4), 192, 33_280),
+        ("performer_summary", (2, 4), 256, 4 * (96 + 256)),
+        ("performer_queries", (12, 4), 128, (40 if bf16 else 32) * kib),
+    ]
+    assert driver.shared == []
+    assert (norms_q.given["x"], norms_k.given["x"]) == (q.data_ptr(), k.data_ptr())
+    assert (of_queries.given["norm"], of_keys.given["norm"]) == (norms_q.given["norm"], norms_k.given["norm"])
+    assert (of_queries.given["o"], of_queries.given["o_row"]) == (out.data_ptr(), 256)
+    for one, other in itertools.pairwise([highest, of_keys, summary, of_queries]):
+        for name in one.given.keys() & other.given.keys():
+            assert one.given[name] == other.given[name] or name == "norm", name
+    assert of_keys.given["scale"] == pytest.approx(64**-0.25)
+    assert (of_keys.given["features"], of_keys.given["padded"], of_keys.given["split_rows"]) == (40, 96, 1024)
+    assert summary.given["cells"] == 2, "the empty one is left out"
+
+
+@pytest.mark.parametrize(("scope", "steps"), [("head", (4, 1)), ("cell", (1, 0)), ("batch", (0, 0))])
+def test_performer_in_groups_of_cells(driver, monkeypatch, scope, steps):
+    # Room for two sums over keys: a cell of one split, and its whole.
+    monkeypatch.setattr(launch_performer, "_ROOM", 2 * 4 * PADDED * 64 * 4)
+    q, k, v, _ = tokens()
+    favor(q, k, v, scope)
+    names = [x.name.removeprefix("performer_") for x in driver.started]
+    assert names == ["norms", "norms", "key_max", "key_max", *["keys", "summary", "queries"] * 2]
+    first, second = driver.started[2:4]
+    assert (first.given["top_cell"], first.given["top_head"]) == steps
+    assert second.given["top"] - first.given["top"] == 4 * steps[0]
+    assert (first.grid, second.grid) == ((11, 4), (1, 4))
+    assert driver.started[4].given["top"] == first.given["top"]
+    assert driver.started[7].given["cu"] == second.given["cu"]
+
+
+def test_the_projection_in_parts_of_16_bits():
+    w = torch.randn(266, 64, generator=torch.Generator().manual_seed(1))
+    for dtype, parts, error in ((torch.bfloat16, 3, 2**-24), (torch.float16, 2, 2**-22)):
+        found = launch_performer.split(w, 288, parts, dtype)
+        assert (found.shape, found.dtype) == ((parts, 288, 64), dtype)
+        assert not found[:, 266:].any()
+        whole = found.double().sum(0)[:266]
+        # float16 has no numbers below 2^-24, so its last part is off by half of that.
+        assert ((whole - w.double()).abs() <= error * w.abs() + (dtype == torch.float16) * 2**-25).all()
+
+
 def test_nothing_starts_where_there_are_no_tokens(driver):
     q, k, v = torch.zeros(0, 3, 4, 64, dtype=torch.bfloat16).unbind(1)
     made = plan([0, 0], None, None, 0, 0, q.device, "cuda")
@@ -180,6 +178,8 @@ def test_nothing_starts_where_there_are_no_tokens(driver):
         q, k, v, made.offsets, None, None, made.tiles, made.narrow, made.n_wide, 1.0, True, "cuda"
     )
     ops.varlen_attention_backward(out, q, k, v, out, lse, made.offsets, None, None, made.narrow, 1.0, "cuda")
+    assert driver.started == []
+    assert launch_performer.attend(q, k, v, [0, 0], torch.ones(40, 64), "cell", 1e-4).shape == q.shape
     assert driver.started == []
 
 
@@ -197,7 +197,8 @@ def test_a_parameter_that_nobody_gives():
 
 
 @pytest.mark.skipif(compiler.missing() is not None, reason="no NVRTC")
-def test_threads_and_shared_memory_are_those_of_the_text(monkeypatch):
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_threads_and_shared_memory_are_those_of_the_text(monkeypatch, dtype):
     claims = [
         f"k::FWD_THREADS == {launch.THREADS['varlen_fwd']}",
         *[f"k::fwd_smem_bytes<{rows}> == {size}" for rows, size in launch.SHARED_FORWARD.items()],
@@ -208,8 +209,17 @@ def test_threads_and_shared_memory_are_those_of_the_text(monkeypatch):
         f"bwd::DQ_SMEM == {launch.SHARED['varlen_bwd_dq']}",
         f"gene::THREADS == {launch.THREADS['gene_sums']}",
         f"gene::SMEM == {launch.SHARED['gene_sums']}",
+        f"performer::TERMS == {launch_performer.PARTS[dtype]}",
+        f"performer::FEATURES == {launch_performer.PADDED_TO}",
+        f"{launch_performer.SPLIT_ROWS} % performer::BM == 0",
     ]
-    files = ("varlen_fwd_sm90.cuh", "varlen_bwd.cuh", "gene_sums.cuh")
+    shared, threads = launch_performer.SHARED[dtype], launch.THREADS
+    for kernel, claimed, memory in [("key_max", "THREADS", "MAX_SMEM"), ("keys", "KEY_THREADS", "KEY_SMEM"),
+                                    ("queries", "THREADS", "QUERY_SMEM")]:  # fmt: skip
+        claims.append(f"performer::{claimed} == {threads[f'performer_{kernel}']}")
+        claims.append(f"performer::{memory} == {shared[f'performer_{kernel}']}")
+    claims.append(f"performer::SUM_THREADS == {threads['performer_summary']}")
+    files = ("varlen_fwd_sm90.cuh", "varlen_bwd.cuh", "gene_sums.cuh", "performer.cuh")
     claim = "\n".join([f'#include "{name}"' for name in files] + [f'static_assert({c}, "{c}");' for c in claims])
     real = sources.text
     monkeypatch.setattr(compiler, "text", lambda name: claim if name == "claims.cuh" else real(name))
@@ -218,4 +228,4 @@ def test_threads_and_shared_memory_are_those_of_the_text(monkeypatch):
         "included",
         lambda name: tuple(dict.fromkeys([*files, *(x for f in files for x in sources.included(f))])),
     )
-    compiler.compile_unit(sources.Unit("claims", (("CFM_SM90", 1), ("CFM_BF16", 1))), "sm_90a")
+    compiler.compile_unit(sources.Unit("claims", (("CFM_SM90", 1), ("CFM_BF16", int(dtype == "bfloat16")))), "sm_90a")

@@ -548,4 +548,4 @@ def test_entries_are_complete(name: str) -> None:
     assert len({file.path for file in entry.files}) == len(entry.files)
     for file in entry.files:
         assert file.sha256 is None or re.fullmatch(r"[0-9a-f]{64}", file.sha256)
-        assert file.sha256 or file.path.endswith(".json") or not entry.url
+        assert file.checksum or file.path.endswith(".json") or not entry.url

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from cfm.nn.attention import attention
+from cfm.nn.attention import attention, biased_attention
 
 HEADS, WIDTH = 3, 4
 LENGTHS = [5, 1, 9, 2]
@@ -175,3 +175,23 @@ def test_dropout_is_of_weights_and_keeps_the_mean(n_known: list[int] | None) -> 
     assert (found.std(1) > 0).all()
     # Six standard errors of the mean.
     assert ((found.mean(1) - exact).abs() < 6 * found.std(1) / draws**0.5).all()
+
+
+@pytest.mark.parametrize("asking", [None, [0, 1, 2, 3, 4]])
+def test_a_number_added_to_the_scores_of_a_key(asking: list[int] | None) -> None:
+    """Against torch's own attention with a float mask; very low numbers leave keys out."""
+    q, k, v = random_tensors(*[sum(LENGTHS)] * 3)
+    places = offsets_of(LENGTHS)
+    bias = torch.randn(sum(LENGTHS), generator=torch.Generator().manual_seed(4))
+    bias[[2, 8]] = -1e9
+    asked = places if asking is None else asking
+    queries = q if asking is None else q[places[:-1]]
+    found = biased_attention(queries, k, v, places, bias, q_offsets=asking)
+    for i in range(len(LENGTHS)):
+        own, seen = slice(asked[i], asked[i + 1]), slice(places[i], places[i + 1])
+        parts = (queries[own].transpose(0, 1), k[seen].transpose(0, 1), v[seen].transpose(0, 1))
+        expected = F.scaled_dot_product_attention(*parts, attn_mask=bias[seen].expand(asked[i + 1] - asked[i], -1))
+        torch.testing.assert_close(found[own], expected.transpose(0, 1), atol=2e-6, rtol=0)
+    for nothing in (torch.zeros(sum(LENGTHS)), torch.full((sum(LENGTHS),), 0.5)):
+        plain = attention(queries, k, v, places, q_offsets=asking)
+        torch.testing.assert_close(biased_attention(queries, k, v, places, nothing, q_offsets=asking), plain)

@@ -159,3 +159,16 @@ def test_dropout_in_training_alone(kind: str) -> None:
         one, other = made.train()(x, OFFSETS), made(x, OFFSETS)
     assert not torch.equal(one, other)
     assert not torch.equal(one, still)
+
+
+def test_a_bias_of_keys_reaches_attention() -> None:
+    made, x = layer(), vectors()
+    bias = torch.zeros(len(x))
+    bias[OFFSETS[2] + 4] = -1e9  # a token that nobody sees might as well not be there
+    kept = [i for i in range(len(x)) if i != OFFSETS[2] + 4]
+    without = [*OFFSETS[:3], *(offset - 1 for offset in OFFSETS[3:])]
+    with torch.inference_mode():
+        found = made(x, OFFSETS, key_bias=bias)
+        torch.testing.assert_close(found[kept], made(x[kept], without), atol=2e-5, rtol=0)
+        first = made.first_tokens(x, OFFSETS, key_bias=bias)
+        torch.testing.assert_close(first, found[OFFSETS[:-1]], atol=2e-5, rtol=0)

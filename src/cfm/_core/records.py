@@ -16,6 +16,9 @@ TOKENS = "cfm_tokens"
 VALUES = "cfm_values"
 N_TOKENS = "cfm_n_tokens"
 LABEL = "cfm_label"
+ENHANCED = "cfm_enhanced"
+INTEGRATED = "X_cfm_integrated"
+INTEGRATION = "integration"
 CONFIDENCE_SUFFIX = "_confidence"
 
 

@@ -21,8 +21,13 @@ def read_tsv(package: str, name: str) -> list[dict[str, str]]:
 
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
+    return hexdigest(path, "sha256")
+
+
+def hexdigest(path: Path, kind: str) -> str:
+    """Hexadecimal checksum of a file, ``"sha256"`` or ``"md5"``."""
     with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+        return hashlib.file_digest(handle, kind).hexdigest()
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from anndata import AnnData
 from anndata.io import write_elem
 
@@ -22,6 +23,9 @@ from cfm._core.logging import logger
 from cfm._core.resources import atomic_path
 
 from .reading import Group, Kind, group_of, kind_of, read_frame
+
+SLOTS = ("obsm", "varm", "layers")
+"""Where matrices of results are."""
 
 _SUFFIXES: dict[Kind, str] = {"h5ad": ".h5ad", "zarr": ".zarr"}
 
@@ -65,7 +69,7 @@ def _check(source: Path, kind: Kind, output: Path, overwrite: bool) -> None:
 
 
 def write_results(source: Path, target: Path, results: AnnData) -> None:
-    """Copy a file and add everything that `results` has in obs, obsm, varm and in the records.
+    """Copy a file and add everything that `results` has in obs, var, obsm, varm, layers and in the records.
 
     Until the copy is complete it stands under a temporary name in the folder of `target`; what cuts the work short
     removes it.
@@ -111,11 +115,13 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _add(group: Group, results: AnnData) -> None:
-    for slot in ("obsm", "varm"):
+    for slot in SLOTS:
         for key, value in getattr(results, slot).items():
-            _put(group, slot, key, value)
+            if key is not None:  # X, which some releases of anndata list among the layers
+                _put(group, slot, key, value)
     _put(group, "uns", records.UNS, results.uns[records.UNS], announce=False)
-    _add_columns(group, results)
+    for slot in ("obs", "var"):
+        _add_columns(group, slot, getattr(results, slot))
 
 
 def _put(group: Group, slot: str, key: str, value: Any, *, announce: bool = True) -> None:
@@ -126,19 +132,21 @@ def _put(group: Group, slot: str, key: str, value: Any, *, announce: bool = True
     write_elem(group[slot], key, value)
 
 
-def _add_columns(group: Group, results: AnnData) -> None:
-    frame = group["obs"]
+def _add_columns(group: Group, slot: str, new: pd.DataFrame) -> None:
+    if not len(new.columns):
+        return
+    frame = group[slot]
     columns = list(frame.attrs["column-order"])
-    for key in results.obs.columns:
+    for key in new.columns:
         if key in columns:
-            logger.info("obs[%r] exists and is overwritten", key)
+            logger.info("%s[%r] exists and is overwritten", slot, key)
     if frame.attrs["encoding-version"] != "0.2.0":
         # Columns of old and new frames are stored differently, so an old one is written anew as a whole.
         whole = read_frame(frame)
-        for key in results.obs.columns:
-            whole[key] = results.obs[key].array
-        write_elem(group, "obs", whole)
+        for key in new.columns:
+            whole[key] = new[key].array
+        write_elem(group, slot, whole)
         return
-    for key in results.obs.columns:
-        write_elem(frame, key, results.obs[key].values)
-    frame.attrs["column-order"] = columns + [key for key in results.obs.columns if key not in columns]
+    for key in new.columns:
+        write_elem(frame, key, new[key].values)
+    frame.attrs["column-order"] = columns + [key for key in new.columns if key not in columns]

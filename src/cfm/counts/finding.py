@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,30 @@ def find_counts(adata: AnnData, *, layer: str | None = None) -> CountSource:
     if empty is not None:
         return empty
     raise CountsError(_nothing_found(adata, layer, seen))
+
+
+def find_normalized(adata: AnnData, *, layer: str | None = None) -> CountSource:
+    """Where normalised values are, for models that were told to read such: `layer` if given, else X.
+
+    Raises
+    ------
+    MissingKeyError
+        The layer does not exist.
+    CountsError
+        There is no X, or it holds counts.
+    """
+    source = next(_places(adata, layer or "X"), None)
+    if source is None:
+        raise CountsError(
+            f"There is no X. Name the layer with normalised values: layer=, one of {_layer_names(adata)}."
+        )
+    evidence = source.sample()
+    if evidence.is_counts and evidence.maximum > 1:
+        raise CountsError(
+            f"{source.where} holds counts, and the model was told to take normalised values as they are: {evidence}. Leave "
+            "that option out, or name the layer with normalised values: layer=."
+        )
+    return replace(source, whole=False)
 
 
 def _mention_raw(adata: AnnData, taken: CountSource) -> None:

@@ -44,12 +44,15 @@ class CountSource:
         Number of cells.
     read
         ``read(start, stop)`` gives these rows.
+    whole
+        Whether the values are counts. Otherwise any finite numbers from 0 on will do.
     """
 
     where: str
     var: pd.DataFrame
     n_cells: int
     read: RowReader
+    whole: bool = True
 
     def chunks(self, chunk_cells: int) -> Iterator[Chunk]:
         """Read the cells in file order, `chunk_cells` at a time, and check every value on the way.
@@ -57,7 +60,7 @@ class CountSource:
         Raises
         ------
         CountsError
-            A chunk holds something else than non-negative whole numbers.
+            A chunk holds something else than non-negative whole numbers, or numbers.
         """
         for start in range(0, self.n_cells, chunk_cells):
             stop = min(start + chunk_cells, self.n_cells)
@@ -70,7 +73,9 @@ class CountSource:
                 )
                 raise CountsError(msg)
             evidence = Evidence.of(counts.data)
-            if not evidence.is_counts:
+            if not self.whole:
+                self._check_numbers(evidence, start, stop)
+            elif not evidence.is_counts:
                 values = np.flatnonzero(~is_count(counts.data))
                 cells = start + np.unique(np.searchsorted(counts.indptr, values, side="right") - 1)
                 msg = (
@@ -80,6 +85,13 @@ class CountSource:
                 )
                 raise CountsError(msg)
             yield Chunk(start, counts)
+
+    def _check_numbers(self, evidence: Evidence, start: int, stop: int) -> None:
+        if evidence.minimum < 0 or evidence.n_not_finite:
+            raise CountsError(
+                f"{self.where} holds no normalised values in cells {start:,} to {stop - 1:,}, which are 0 or more: {evidence}. "
+                "Name the layer that does with layer=."
+            )
 
     def sample(self, blocks: int = 4, block_cells: int = 64) -> Evidence:
         """Look at a few blocks of cells spread over the file, or at all of a small one."""

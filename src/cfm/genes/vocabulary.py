@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,8 @@ from cfm._core.errors import CheckpointError
 from .identifiers import human_genes, human_previous_symbols, strip_version
 
 Duplicates = Literal["sum", "reject"]
+
+_ID_IN_NAME = re.compile(r"(?:^|_)(ENSG\d{11})$")
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,28 @@ class Vocabulary:
         return {self.fold(name): tokens[ensembl] for name, ensembl in identifiers.items() if ensembl in tokens}
 
     @classmethod
+    def of_symbols(cls, names: Sequence[str], *, case_sensitive: bool = True) -> Vocabulary:
+        """The vocabulary of a model whose genes are human symbols, with Ensembl ids where they can be told.
+
+        An id is the one that a name holds (``MATR3_ENSG00000280987``), else the packaged one of the symbol, current or
+        withdrawn. Proteins and other features stay without one.
+
+        Parameters
+        ----------
+        names
+            Symbols in the order of tokens.
+        case_sensitive
+            As in `Vocabulary`; without it, `names` are in upper case.
+
+        Examples
+        --------
+        >>> Vocabulary.of_symbols(["TP53", "p_CD4"]).ensembl_ids
+        ('ENSG00000141510', '')
+        """
+        ids = _ensembl_ids(names, str if case_sensitive else str.upper)
+        return cls(ids, tuple(names), case_sensitive=case_sensitive, identifier="symbol")
+
+    @classmethod
     def read(cls, path: Path) -> Vocabulary:
         """Read a tab-separated table with the columns ``ensembl_id`` and ``symbol``, one gene a row."""
         try:
@@ -121,3 +146,21 @@ class Vocabulary:
             writer = csv.writer(handle, delimiter="\t", lineterminator="\n")
             writer.writerow(["ensembl_id", "symbol"])
             writer.writerows(zip(self.ensembl_ids, self.symbols, strict=True))
+
+
+def _ensembl_ids(names: Sequence[str], fold: Callable[[str], str]) -> tuple[str, ...]:
+    """One id for each name, or empty text; no id twice, and the surest source first."""
+    found: dict[str, str] = {}
+    taken: set[str] = set()
+
+    def add(pairs: Iterable[tuple[str, str]]) -> None:
+        for name, identifier in pairs:
+            if name not in found and identifier not in taken:
+                found[name] = identifier
+                taken.add(identifier)
+
+    add((name, match[1]) for name in names if (match := _ID_IN_NAME.search(name)))
+    for table in (human_genes(), human_previous_symbols()):
+        folded = {fold(symbol): identifier for symbol, identifier in table.items()}
+        add((name, folded[name]) for name in names if name in folded)
+    return tuple(found.get(name, "") for name in names)

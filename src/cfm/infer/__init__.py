@@ -2,7 +2,7 @@
 
 from .packing import packs
 from .prepare import Prepared, obs_columns, prepare, read_table
-from .runner import GeneMeans, Result, run
+from .runner import GeneMeans, Result, passes, run
 from .stream import TokenStream, stored_tokens
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "TokenStream",
     "obs_columns",
     "packs",
+    "passes",
     "prepare",
     "read_table",
     "run",

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cfm._core.errors import MissingKeyError, OptionError
 from cfm._core.logging import logger
 from cfm._core.settings import settings
-from cfm.counts import CountSource, find_counts
+from cfm.counts import CountSource, find_counts, find_normalized, genes_in_cells
 from cfm.genes import Coverage, GeneMatch, match
 from cfm.genes.matching import MIN_GENES, read_gene_table
 from cfm.models import CellModel
@@ -39,8 +39,9 @@ class Prepared:
 
     def __str__(self) -> str:
         spec, found = self.model.spec, self.found
+        what = "counts" if spec.counts else "values"
         return (
-            f"counts from {self.source.where}; {self.coverage()} by {found.identifier} in {found.column}; "
+            f"{what} from {self.source.where}; {self.coverage()} by {found.identifier} in {found.column}; "
             f"{spec.name} ({spec.digest}) on {self.model.device}"
         )
 
@@ -70,7 +71,9 @@ def prepare(
     gene_table: str | Path | Mapping[str, str] | None,
 ) -> Prepared:
     """Find counts and genes, and make the token stream; nothing is read yet but a sample."""
-    source = find_counts(adata, layer=layer)
+    source = (find_counts if model.spec.counts else find_normalized)(adata, layer=layer)
+    if model.spec.min_cells:
+        source = genes_in_cells(source, model.spec.min_cells, settings.chunk_cells)
     table = read_table(gene_table)
     # Models that were fine-tuned on a panel know few genes themselves.
     min_genes = min(MIN_GENES, len(model.vocabulary) // 2)

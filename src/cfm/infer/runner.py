@@ -31,7 +31,7 @@ class Result:
         int64[n_cells]: genes of each cell that were read.
     gene_means
         float32[genes of the vocabulary, any]: mean vector of each gene over the cells that express it, NaN for genes
-        that no cell does; None where it was not asked for.
+        that no cell does, or over all cells where the model sees every gene; None where it was not asked for.
     """
 
     vectors: NDArray[np.float32]
@@ -61,44 +61,73 @@ def run(model: CellModel, batches: Iterable[TokenBatch], n_cells: int, budget: i
     vectors = np.zeros((n_cells, model.spec.dim), np.float32)
     lengths = np.zeros(n_cells, np.int64)
     means = GeneMeans(model) if genes else None
-    outputs = frozenset({"cell", "token"} if genes else {"cell"})
+    outputs = frozenset({"cell"} if means is None else {"cell", means.output})
+    for pack, found in passes(model, batches, n_cells, budget, outputs):
+        lengths[pack.rows] = genes_read(model, pack)
+        vectors[pack.rows] = found["cell"]
+        if means is not None:
+            means.add(pack.ids, found[means.output])
+    return Result(vectors, lengths, None if means is None else means.result())
+
+
+def passes(
+    model: CellModel, batches: Iterable[TokenBatch], n_cells: int, budget: int, outputs: frozenset[str]
+) -> Iterator[tuple[TokenBatch, dict[str, NDArray[np.float32]]]]:
+    """Outputs of a model for all cells that have tokens, pack by pack; parameters as in `run`."""
     positions = max(model.spec.positions.get(output, 0) for output in outputs)
     with progress(n_cells, f"{model.spec.name} on {model.device.type}") as bar:
         for batch in ahead(batches):
-            lengths[batch.rows] = np.maximum(batch.lengths - model.spec.special_tokens, 0)
             waiting = list(packs(batch, budget, positions))[::-1]
             while waiting:
                 pack = waiting.pop()
-                found = _vectors(model, pack, outputs, means)
+                found = _outputs(model, pack, outputs)
                 if found is not None:
-                    vectors[pack.rows] = found
+                    yield pack, found
                     continue
                 budget = _smaller(pack, positions)
                 # All that wait were cut for the old budget: each of them would fail, and halve it again.
                 waiting = [part for whole in [*waiting, pack] for part in list(packs(whole, budget, positions))[::-1]]
             bar.update(batch.n_cells)
-    return Result(vectors, lengths, None if means is None else means.result())
+
+
+def genes_read(model: CellModel, batch: TokenBatch) -> NDArray[np.int64]:
+    """int64[n_cells]: genes among the tokens of each cell."""
+    if model.spec.special_tokens is not None:
+        return np.maximum(batch.lengths - model.spec.special_tokens, 0)
+    is_gene = np.zeros(max(int(batch.ids.max(initial=0)), int(model.gene_tokens().max(initial=0))) + 1, bool)
+    is_gene[model.gene_tokens()] = True
+    known = is_gene[batch.ids]
+    cells = np.repeat(np.arange(batch.n_cells), batch.lengths)[known]
+    distinct = np.unique(cells * len(is_gene) + batch.ids[known])
+    return np.bincount(distinct // len(is_gene), minlength=batch.n_cells)
 
 
 class GeneMeans:
-    """Sums of token vectors by gene, in float64: a common gene stands in every cell of a large file.
+    """Sums of the vectors of each gene, in float64: a common gene stands in every cell of a large file.
 
     Parameters
     ----------
     model
-        Whose tokens are averaged.
+        Whose vectors are averaged: those of all genes in each cell, where it gives them, else those of its tokens.
     """
 
     def __init__(self, model: CellModel) -> None:
+        self.output = "gene" if "gene" in model.spec.outputs else "token"
+        """The output of the model that is averaged."""
         self._tokens, self._dim = model.gene_tokens(), model.spec.dim
         n = int(self._tokens.max(initial=0)) + 1
         self._counts = np.zeros(n, np.int64)
         self._sums = np.zeros((n, 0))
 
     def add(self, ids: NDArray[np.int32], vectors: NDArray[np.float32]) -> None:
-        """Take in the token vectors of some cells."""
+        """Take in the vectors of some cells: of their tokens, or [n_cells, genes, any]."""
         if not self._sums.shape[1]:
-            self._sums = np.zeros((len(self._counts), vectors.shape[1]))
+            self._sums = np.zeros((len(self._counts), vectors.shape[-1]))
+        if self.output == "gene":
+            self._counts[self._tokens] += len(vectors)
+            for cell in vectors:
+                self._sums[self._tokens] += cell
+            return
         known = np.flatnonzero(ids < len(self._counts))
         present, place = np.unique(ids[known], return_inverse=True)
         which = (np.ones(len(known)), (place, known))
@@ -114,21 +143,14 @@ class GeneMeans:
         return means[self._tokens].astype(np.float32)
 
 
-def _vectors(
-    model: CellModel, pack: TokenBatch, outputs: frozenset[str], means: GeneMeans | None
-) -> NDArray[np.float32] | None:
-    """Vectors of a pack, or None where the device has no memory for it but may have for a part.
+def _outputs(model: CellModel, pack: TokenBatch, outputs: frozenset[str]) -> dict[str, NDArray[np.float32]] | None:
+    """Outputs for a pack, or None where the device has no memory for it but may have for a part.
 
     The error ends here and is not handed on: it would keep the tensors of the failed attempt alive.
     """
     try:
-        found = {
-            key: value.float().cpu().numpy()
-            for key, value in model.forward(Pack.of(pack, model.device), outputs).items()
-        }
-        if means is not None:
-            means.add(pack.ids, found["token"])
-        return found["cell"]
+        found = model.forward(Pack.of(pack, model.device), outputs)
+        return {key: value.float().cpu().numpy() for key, value in found.items()}
     except torch.OutOfMemoryError as error:
         if pack.n_cells > 1:
             return None

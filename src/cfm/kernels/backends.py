@@ -13,6 +13,8 @@ import torch
 from cfm._core.errors import OptionError
 from cfm._core.logging import logger
 
+from .errors import KernelError
+
 ORDER = ("cuda", "triton", "varlen", "sdpa")
 """Whom ``"auto"`` asks on a GPU, first to last. The last one can always."""
 
@@ -48,6 +50,8 @@ class Call:
         Whether only some tokens ask.
     gradients
         Whether gradients are wanted.
+    features
+        Whether random features stand in the place of the softmax (Performer).
     """
 
     device: torch.device
@@ -56,6 +60,7 @@ class Call:
     unknown: bool = False
     some_ask: bool = False
     gradients: bool = False
+    features: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,19 @@ def choose(call: Call, asked: str) -> Choice:
     raise AssertionError("sdpa can always")
 
 
+def run[R](call: Call, asked: str, by: Callable[[str], R]) -> R:
+    """What ``by(backend)`` gives for the first backend that can do a call and does not fail at it."""
+    while True:
+        choice = choose(call, asked)
+        say(choice, asked)
+        try:
+            return by(choice.name)
+        except KernelError as error:
+            # A compiler or driver that fails once fails again: the next backend takes over, for good.
+            logger.debug("where it happened", exc_info=error)
+            broke(choice.name, call.device, str(error))
+
+
 def say(choice: Choice, asked: str) -> None:
     """Tell the user once what the backend that should have come first lacks, and who takes its place."""
     if not choice.lacking:
@@ -154,6 +172,8 @@ def _cuda(call: Call) -> str | None:
 
 
 def _triton(call: Call) -> str | None:
+    if call.features:
+        return "random features stand in the place of the softmax, and it has none"
     if why := _no_package("triton", "triton"):
         return why
     if not interpreted() and (why := _no_gpu(call)):
@@ -168,6 +188,8 @@ def _triton(call: Call) -> str | None:
 
 
 def _varlen(call: Call) -> str | None:
+    if call.features:
+        return "random features stand in the place of the softmax, and it has none"
     if why := _no_gpu(call):
         return why
     if not _has_varlen():

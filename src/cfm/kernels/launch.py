@@ -22,7 +22,8 @@ KIB = 1024
 LOG2_E = math.log2(math.e)
 
 THREADS = {"varlen_fwd": 128, "varlen_fwd_sm90": 384, "varlen_bwd_delta": 128, "varlen_bwd_dkdv": 128, "varlen_bwd_dq": 128,
-           "gene_sums": 128}  # fmt: skip
+           "gene_sums": 128, "performer_norms": 128, "performer_key_max": 128, "performer_keys": 192,
+           "performer_summary": 256, "performer_queries": 128}  # fmt: skip
 """Threads of a block of each kernel."""
 
 SHARED = {"varlen_fwd_sm90": 147_600, "varlen_bwd_delta": 0, "varlen_bwd_dkdv": 33 * KIB, "varlen_bwd_dq": 32 * KIB,
@@ -46,19 +47,19 @@ def forward(
     n_wide: int, scale: float,
 ) -> None:  # fmt: skip
     """Fill `out` and `lse`; parameters as in `cfm.kernels.ops.varlen_attention`."""
-    q, k, v = (_aligned(x) for x in (q, k, v))
+    q, k, v = (aligned(x) for x in (q, k, v))
     architecture = _architecture(q.device)
-    given = {**_tokens(q=q, k=k, v=v, o=out), **_cells(offsets, n_known), "lse": lse, "total": len(q),
+    given = {**tokens(q=q, k=k, v=v, o=out), **cells(offsets, n_known), "lse": lse, "total": len(q),
              "scale_log2": scale * LOG2_E}  # fmt: skip
-    for rows, part in ((128, tiles[:, :n_wide]), (64, tiles[:, n_wide:])):
+    for size, part in ((128, tiles[:, :n_wide]), (64, tiles[:, n_wide:])):
         if not part.shape[1]:
             continue
-        made = forward_unit(_dtype(q), rows, architecture)
+        made = forward_unit(dtype_of(q), size, architecture)
         maps = {}
         if made.file == "varlen_fwd_sm90":
             maps = {"q_map": _map(q, 64), "k_map": _map(k, 128), "v_map": _map(v, 128)}
-        shared = SHARED.get(made.file, SHARED_FORWARD[rows])
-        _start(made, made.file, (part.shape[1], q.shape[1]), shared, q.device, {**given, **maps, **_rows(part)})
+        shared = SHARED.get(made.file, SHARED_FORWARD[size])
+        start(made, made.file, (part.shape[1], q.shape[1]), shared, q.device, {**given, **maps, **rows(part)})
 
 
 def backward(
@@ -66,18 +67,18 @@ def backward(
     narrow: Tensor, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k and v; parameters as in `cfm.kernels.ops.varlen_attention_backward`."""
-    grad, q, k, v, out = (_aligned(x) for x in (grad, q, k, v, out))
+    grad, q, k, v, out = (aligned(x) for x in (grad, q, k, v, out))
     d_q, d_k, d_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     if not narrow.shape[1]:
         return d_q, d_k, d_v
     delta = torch.empty_like(lse)
-    made, heads = unit("varlen_bwd", _dtype(q)), q.shape[1]
-    given = {**_tokens(q=q, k=k, v=v, o=out, do=grad, dq=d_q, dk=d_k, dv=d_v), **_cells(offsets, n_known),
-             **_rows(narrow), "lse": lse, "delta": delta, "total": len(q), "scale": scale}  # fmt: skip
+    made, heads = unit("varlen_bwd", dtype_of(q)), q.shape[1]
+    given = {**tokens(q=q, k=k, v=v, o=out, do=grad, dq=d_q, dk=d_k, dv=d_v), **cells(offsets, n_known),
+             **rows(narrow), "lse": lse, "delta": delta, "total": len(q), "scale": scale}  # fmt: skip
     given["dout"] = given.pop("do")
-    _start(made, "varlen_bwd_delta", (-(-len(q) // 16), heads), SHARED["varlen_bwd_delta"], q.device, given)
+    start(made, "varlen_bwd_delta", (-(-len(q) // 16), heads), SHARED["varlen_bwd_delta"], q.device, given)
     for name in ("varlen_bwd_dkdv", "varlen_bwd_dq"):
-        _start(made, name, (narrow.shape[1], heads), SHARED[name], q.device, given)
+        start(made, name, (narrow.shape[1], heads), SHARED[name], q.device, given)
     return d_q, d_k, d_v
 
 
@@ -88,11 +89,11 @@ def gene_sums(
     """Add to `sums`, `counts` and `bad`; parameters as in `cfm.kernels.ops.gene_attention_sum`."""
     if not narrow.shape[1]:
         return
-    q, k = (_aligned(x) for x in (q, k))
-    given = {**_tokens(q=q, k=k), **_cells(offsets, n_known), **_rows(narrow), "lse": lse.contiguous(), "row_of": genes,
+    q, k = (aligned(x) for x in (q, k))
+    given = {**tokens(q=q, k=k), **cells(offsets, n_known), **rows(narrow), "lse": lse.contiguous(), "row_of": genes,
              "sums": sums, "counts": counts, "bad": bad, "total": len(q), "heads": q.shape[1], "splits": 1,
              "genes": len(sums), "scale": scale}  # fmt: skip
-    _start(unit("gene_sums", _dtype(q)), "gene_sums", (narrow.shape[1], 1), SHARED["gene_sums"], q.device, given)
+    start(unit("gene_sums", dtype_of(q)), "gene_sums", (narrow.shape[1], 1), SHARED["gene_sums"], q.device, given)
 
 
 def arguments(entry: Entry, given: dict[str, Any]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
@@ -122,9 +123,26 @@ def _value(value: Any, kind: str) -> Any:
     return value
 
 
-def _start(
+def start(
     made: Unit, name: str, grid: tuple[int, int], shared: int, device: torch.device, given: dict[str, Any]
 ) -> None:
+    """Start a kernel on torch's current stream.
+
+    Parameters
+    ----------
+    made
+        The unit that it is in.
+    name
+        Its name.
+    grid
+        Blocks in x and y.
+    shared
+        Bytes of shared memory of a block.
+    device
+        Where.
+    given
+        As in `arguments`.
+    """
     driver = _driver()
     parameters = arguments(entries(made.file)[name], given)
     with torch.cuda.device(device):
@@ -157,7 +175,7 @@ def _architecture(device: torch.device) -> str:
     return architecture_of(torch.cuda.get_device_capability(device))
 
 
-def _tokens(**tensors: Tensor) -> dict[str, Any]:
+def tokens(**tensors: Tensor) -> dict[str, Any]:
     """Addresses and strides of tokens, as kernels call them."""
     given: dict[str, Any] = dict(tensors)
     for name, x in tensors.items():
@@ -165,15 +183,17 @@ def _tokens(**tensors: Tensor) -> dict[str, Any]:
     return given
 
 
-def _cells(offsets: Tensor, n_known: Tensor | None) -> dict[str, Any]:
+def cells(offsets: Tensor, n_known: Tensor | None) -> dict[str, Any]:
+    """Where cells begin and what is known of them, as kernels call it."""
     return {"cu": offsets, "n_known": n_known}
 
 
-def _rows(tiles: Tensor) -> dict[str, Any]:
+def rows(tiles: Tensor) -> dict[str, Any]:
+    """Cell and first row of each tile, as kernels call them."""
     return {"tile_cell": tiles[0], "tile_row": tiles[1]}
 
 
-def _aligned(x: Tensor) -> Tensor:
+def aligned(x: Tensor) -> Tensor:
     """Rows have to begin at multiples of 16 bytes: copied when they do not."""
     fits = x.data_ptr() % 16 == 0 and all(stride * x.element_size() % 16 == 0 for stride in x.stride()[:2])
     return x if fits else x.clone(memory_format=torch.contiguous_format)
@@ -183,7 +203,9 @@ def _map(x: Tensor, rows: int) -> Any:
     """What the copying unit of Hopper knows of a tensor: [tokens, heads, 64], in boxes of 64 x 1 x `rows`."""
     driver = _driver()
     kinds = driver.CUtensorMapDataType
-    kind = kinds.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 if _dtype(x) == "bfloat16" else kinds.CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+    kind = (
+        kinds.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 if dtype_of(x) == "bfloat16" else kinds.CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+    )
     word, half = driver.cuuint64_t, driver.cuuint32_t
     return _check(
         driver.cuTensorMapEncodeTiled(
@@ -203,7 +225,8 @@ def _map(x: Tensor, rows: int) -> Any:
     )
 
 
-def _dtype(x: Tensor) -> str:
+def dtype_of(x: Tensor) -> str:
+    """Its dtype without ``torch.``."""
     return str(x.dtype).removeprefix("torch.")
 
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from cfm._core.errors import OptionError
+from cfm._core.settings import settings
 
-from . import composite, gene_sums, performer
+from . import backends, composite, gene_sums, performer
 from .ragged import checked_known, checked_offsets
 
 HOST = ("sdpa", "eager")
@@ -172,8 +173,7 @@ def _(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets: Tensor,
     q_offsets: Tensor | None, n_known: Tensor | None, narrow: Tensor | None, scale: float, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    d_q, d_k, d_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-    return d_q, d_k, d_v
+    return _like_tokens(q, k, v)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -269,11 +269,12 @@ def performer_attention(
     q, k, v
         [n_tokens, heads, width].
     offsets
-        As in `varlen_attention`.
+        As in `varlen_attention`, on the CPU whatever computes it: `cfm.settings.attention` chooses, here.
     projection
         float32[n_features, width], the random directions; they belong to a checkpoint.
     scope
-        Over what the largest key feature is taken: ``"cell"``, each cell and head by itself, or ``"batch"``, over all
+        Over what the largest key feature is taken: ``"head"``, each cell and head by itself; ``"cell"``, each cell by
+        itself, over all its heads, which is what the published code gives for one cell at a time; ``"batch"``, over all
         there is, as the published code does. It matters, since `eps` is added after the exponential.
     eps
         Added to every feature.
@@ -285,13 +286,81 @@ def performer_attention(
     check_tokens(q, k, v)
     check_projection(q, projection, scope)
     starts, _, _ = host_lists(q, k, offsets, None, None)
-    return performer.attend(q, k, v, starts, projection, scope, eps)
+
+    def by(backend: str) -> Tensor:
+        if backend == "cuda":
+            from . import launch_performer
+
+            return launch_performer.attend(q, k, v, starts, projection, scope, eps)
+        return performer.attend(q, k, v, starts, projection, scope, eps)
+
+    call = backends.Call(q.device, q.dtype, q.shape[2], features=True)
+    return backends.run(call, settings.attention, by)
 
 
 @torch.library.register_fake("cfm::performer_attention")
 def _(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, projection: Tensor, scope: str, eps: float) -> Tensor:
     check_tokens(q, k, v)
     return torch.empty_like(q, memory_format=torch.contiguous_format)
+
+
+@_operator
+def performer_attention_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    offsets: Tensor,
+    projection: Tensor,
+    scope: str,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v, from what `performer_attention` gave: torch's operations on every device.
+
+    They go through the maxima too, as those of the published code do. On a GPU this waits for it, to find the maxima.
+    """
+    starts, _, _ = host_lists(q, k, offsets, None, None)
+    return performer.backward(grad, q, k, v, out, starts, projection, scope, eps)
+
+
+@torch.library.register_fake("cfm::performer_attention_backward")
+def _(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    offsets: Tensor,
+    projection: Tensor,
+    scope: str,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _like_tokens(q, k, v)
+
+
+def _keep_performer(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    q, k, v, offsets, projection, scope, eps = inputs
+    if projection.requires_grad:
+        raise OptionError(
+            "projection has no gradient: the random directions are not trained. Type projection.detach()."
+        )
+    ctx.save_for_backward(q, k, v, output, offsets, projection)
+    ctx.rest = scope, eps
+
+
+def _performer_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    q, k, v, out, offsets, projection = ctx.saved_tensors
+    found = performer_attention_backward(grad.contiguous(), q, k, v, out, offsets, projection, *ctx.rest)
+    return (*found, *[None] * 4)
+
+
+torch.library.register_autograd("cfm::performer_attention", _performer_gradients, setup_context=_keep_performer)
+
+
+def _like_tokens(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    d_q, d_k, d_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    return d_q, d_k, d_v
 
 
 def _no_lse(q: Tensor) -> Tensor:
@@ -375,8 +444,8 @@ def check_tables(q: Tensor, lse: Tensor, genes: Tensor, sums: Tensor, counts: Te
 
 def check_projection(q: Tensor, projection: Tensor, scope: str) -> None:
     """Refuse a projection of another width, and an unknown scope."""
-    if scope not in ("cell", "batch"):
-        raise OptionError(f"scope={scope!r}: type 'cell' or 'batch'.")
+    if scope not in performer.SCOPES:
+        raise OptionError(f"scope={scope!r}: type {', '.join(map(repr, performer.SCOPES[:-1]))} or 'batch'.")
     if projection.ndim != 2 or projection.shape[1] != q.shape[2] or not len(projection):
         raise OptionError(
             f"projection has shape {tuple(projection.shape)}; [n_features, {q.shape[2]}] is needed, the width of a head."

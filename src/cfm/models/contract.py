@@ -65,9 +65,17 @@ class ModelSpec:
     outputs
         What `CellModel.forward` can give.
     special_tokens
-        Tokens of a cell that are no genes, such as ``<cls>``.
+        Tokens of a cell that are no genes, such as ``<cls>``; None where cells have any number of them, or repeat
+        genes: the genes of a cell are then counted as the distinct ones of `CellModel.gene_tokens` among its tokens.
     positions
         Of outputs for which the network sees all genes of a cell, expressed or not: how many positions that are.
+    min_genes
+        Cells with fewer genes were left out of its training; they get a vector all the same, and a message counts them.
+    counts
+        Whether it reads raw counts. Otherwise it was told that the values are normalised.
+    min_cells
+        Genes that fewer cells of the object express are left out before anything else. It makes the tokens of a cell
+        depend on the others, and is there for comparing with official code.
     """
 
     name: str
@@ -79,8 +87,11 @@ class ModelSpec:
     dim: int
     max_tokens: int
     outputs: frozenset[str]
-    special_tokens: int = 0
+    special_tokens: int | None = 0
     positions: Mapping[str, int] = field(default_factory=dict)
+    min_genes: int = 0
+    counts: bool = True
+    min_cells: int = 0
 
 
 @dataclass(frozen=True)

@@ -95,8 +95,8 @@ def _download(entry: Entry, file: ModelFile, cache: Path, patience: Patience) ->
             with _quiet(pooch.get_logger()):
                 # Incoming files have a place of their own: a folder of the cache never holds a part of a file.
                 pooch.retrieve(
-                    f"{entry.url}{file.path}",
-                    known_hash=f"sha256:{file.sha256}" if file.sha256 else None,
+                    entry.url_of(file),
+                    known_hash=file.checksum,
                     fname=incoming.name,
                     path=incoming.parent,
                     downloader=ResumingDownloader(file, part, patience),
@@ -121,13 +121,13 @@ def _take(entry: Entry, file: ModelFile, path: Path, cache: Path) -> None:
 
 def _check_given(entry: Entry, file: ModelFile, path: Path) -> None:
     if problem := file.problem(path):
-        said = f" (checksum from {entry.hashes_from})" if file.sha256 and entry.hashes_from else ""
+        said = f" (checksum from {entry.hashes_from})" if file.checksum and entry.hashes_from else ""
         source = f" {entry.where}" if entry.url_of(file) is None else f" It is at {entry.url_of(file)}."
         raise DownloadError(
             f"{path} {problem}{said}: it is damaged, half downloaded, or not of {entry.name}. Nothing was taken. Download "
             f"it again.{source}\nIf you trust your files, use their folder as it is: model=FOLDER."
         )
-    if file.sha256 is None:
+    if file.checksum is None:
         logger.info("%s: no checksum of this file is known, it is taken as it is.", path)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cfm._core.resources import sha256
+from cfm._core.resources import hexdigest
 
 
 @dataclass(frozen=True)
@@ -21,16 +21,29 @@ class ModelFile:
         Where it lies in the source, and below the folder of the source in the cache; parts joined by ``/``.
     size
         Bytes, where known.
-    sha256
-        Hexadecimal SHA-256, where known.
+    sha256, md5
+        Hexadecimal checksums, where known; the first is compared where both are.
     by_hand
         The source does not have it: users bring it.
+    address
+        What follows the address of the source, where that is not the path.
+    unless
+        Path of a file that takes the place of this one: where it is, this one is not needed.
     """
 
     path: str
     size: int | None = None
     sha256: str | None = None
     by_hand: bool = False
+    md5: str | None = None
+    address: str = ""
+    unless: str = ""
+
+    @property
+    def checksum(self) -> str | None:
+        """The checksum as pooch writes it, with its kind; None where none is known."""
+        known = {"sha256": self.sha256, "md5": self.md5}
+        return next((f"{kind}:{digest}" for kind, digest in known.items() if digest), None)
 
     @property
     def name(self) -> str:
@@ -56,9 +69,11 @@ class ModelFile:
             return "is empty"
         if not content:
             return None
-        if self.sha256:
-            found = sha256(path)
-            return None if found == self.sha256 else f"has the SHA-256 {found}, not {self.sha256}"
+        if self.checksum:
+            kind, _, known = self.checksum.partition(":")
+            found = hexdigest(path, kind)
+            called = {"sha256": "SHA-256", "md5": "MD5"}[kind]
+            return None if found == known else f"has the {called} {found}, not {known}"
         if self.path.endswith(".json"):
             try:
                 json.loads(path.read_bytes())
@@ -117,11 +132,12 @@ class Entry:
 
     def url_of(self, file: ModelFile) -> str | None:
         """Address of a file; None for those that users bring."""
-        return None if file.by_hand or not self.url else self.url + file.path
+        return None if file.by_hand or not self.url else self.url + (file.address or file.path)
 
     def lacking(self, cache: Path, *, content: bool) -> dict[ModelFile, str]:
         """Files that are not in the cache as they should be, and what is wrong with each."""
-        problems = {file: file.problem(self.place(file, cache), content=content) for file in self.files}
+        needed = [file for file in self.files if not (file.unless and (cache / self.store / file.unless).is_file())]
+        problems = {file: file.problem(self.place(file, cache), content=content) for file in needed}
         return {file: problem for file, problem in problems.items() if problem}
 
     def available(self, cache: Path) -> str:
@@ -138,14 +154,15 @@ class Entry:
 
 def read_entries(registry: Mapping[str, Any]) -> dict[str, Entry]:
     """The models of a registry, by name."""
-    return {name: _entry(name, dict(model), registry.get("sources", {})) for name, model in registry["models"].items()}
+    sources, notices = registry.get("sources", {}), registry.get("notices", {})
+    return {name: _entry(name, dict(model), sources, notices) for name, model in registry["models"].items()}
 
 
-def _entry(name: str, model: dict[str, Any], sources: Mapping[str, Any]) -> Entry:
+def _entry(name: str, model: dict[str, Any], sources: Mapping[str, Any], notices: Mapping[str, str]) -> Entry:
     if "packaged" in model:
         return Entry(name, **model)
     store, shared = model.pop("source"), model.pop("shared", None)
-    source = dict(sources[store])
+    source = {"notice": notices.get(model["family"], ""), **sources[store]}
     groups = source.pop("shared", {})
     files = [*model.pop("files"), *(groups[shared] if shared else [])]
     return Entry(name, store=store, files=tuple(ModelFile(**file) for file in files), **{**source, **model})

@@ -106,7 +106,7 @@ def fetch(name: str, *, folder: str | Path | None = None) -> Path:
     return fetch_files(entry, cache_folder(), folder=folder, offline=settings.offline)
 
 
-def load(model: str | Path, *, device: str | None = None, **options: Any) -> CellModel:
+def load(model: str | Path, *, device: str | None = None, species: str | None = None, **options: Any) -> CellModel:
     """Load a model by registry name or folder. A model that is in use already is not read again.
 
     A named model that is not in the cache is fetched first, see `cfm.models.fetch`.
@@ -117,6 +117,8 @@ def load(model: str | Path, *, device: str | None = None, **options: Any) -> Cel
         Name in `cfm.models.list`, or a folder that holds a checkpoint.
     device
         ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``...; None takes `cfm.settings.device`.
+    species
+        Species of the cells, for families that know the genes of several; the others do not look at it.
     **options
         Options of the family; its page in the documentation has them.
 
@@ -138,9 +140,14 @@ def load(model: str | Path, *, device: str | None = None, **options: Any) -> Cel
     128
     """
     folder, family, name = _locate(model)
+    if model not in entries():
+        _show_family_notice(family)
     # The time of the last change is part of the key: a folder that was written anew is read anew.
     changed = max(path.stat().st_mtime_ns for path in [folder, *folder.iterdir()])
-    return _load(folder, family, name, str(pick_device(device)), changed, **_checked(name, family, options))
+    chosen = _checked(name, family, options)
+    if species is not None and "species" in inspect.signature(_family(family).load).parameters:
+        chosen["species"] = species.lower()
+    return _load(folder, family, name, str(pick_device(device)), changed, **chosen)
 
 
 def info(model: str | Path) -> ModelSpec:
@@ -179,7 +186,7 @@ def _load(folder: Path, family: str, name: str, device: str, changed: int, **opt
 def _checked(name: str, family: str, options: dict[str, Any]) -> dict[str, Any]:
     """The options that were given, if the family has them; None leaves an option at its default."""
     parameters = inspect.signature(_family(family).load).parameters
-    known = [option for option in parameters if option not in ("folder", "name", "device")]
+    known = [option for option in parameters if option not in ("folder", "name", "device", "species")]
     if wrong := sorted(options.keys() - set(known)):
         takes = f"takes {', '.join(f'{option}=' for option in known)}" if known else "takes no options"
         near = difflib.get_close_matches(wrong[0], known, n=1)
@@ -207,6 +214,11 @@ def looks_like(names: Iterable[str]) -> str | None:
         if any(re.match(mark, name) for name in names):
             return str(family)
     return None
+
+
+def families_with(output: str) -> tuple[str, ...]:
+    """The families some models of which give an output that not all do."""
+    return tuple(_registry()["gives"].get(output, ()))
 
 
 def _by_weights(folder: Path) -> str | None:
@@ -280,6 +292,13 @@ def _show_notice(name: str) -> None:
     """Once in a session, before a model is used or downloaded."""
     if notice := entries()[name].notice:
         logger.warning("%s: %s", name, notice)
+
+
+@cache
+def _show_family_notice(family: str) -> None:
+    """The same for folders that users brought."""
+    if notice := _registry().get("notices", {}).get(family):
+        logger.warning("%s: %s", family, notice)
 
 
 def _unknown(model: object) -> OptionError | UnknownModelError:

@@ -60,7 +60,7 @@ class ResumingDownloader:
     Parameters
     ----------
     file
-        What is expected. Only a file whose SHA-256 is known is resumed: nothing else tells that the halves fit.
+        What is expected. Only a file whose checksum is known is resumed: nothing else tells that the halves fit.
     part
         Holds what has come so far. It stays when the download fails or the process ends.
     patience
@@ -156,7 +156,7 @@ class ResumingDownloader:
         if not self.part.is_file():
             return 0
         size = self.part.stat().st_size
-        if self.file.sha256 and size <= (self.file.size or size):
+        if self.file.checksum and size <= (self.file.size or size):
             return size
         self.part.unlink()
         return 0

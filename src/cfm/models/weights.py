@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -59,11 +60,27 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         except (SafetensorError, OSError, ValueError) as error:
             raise _damaged(path, "safetensors file", error) from error
+    found = read_saved(path)
+    plain = isinstance(found, dict) and all(isinstance(k, str) and isinstance(t, Tensor) for k, t in found.items())
+    if not plain:
+        what = sorted(map(str, found))[:_SHOWN] if isinstance(found, dict) else type(found).__name__
+        raise CheckpointError(f"{path} is no state dict (names and tensors): it holds {what}.")
+    return found
+
+
+def read_saved(path: Path) -> Any:
+    """What ``torch.save`` wrote, whatever its structure: containers of tensors, numbers and text. Mapped, not copied.
+
+    Raises
+    ------
+    CheckpointError
+        As in `read_tensors`.
+    """
     try:
         # Zip archives can be mapped; the older format of torch is read into memory.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")  # it loads, or is refused below
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         msg = (
             f"{path} holds more than tensors, or is no file of torch.save: {_first_line(error)}. Files that could run "
@@ -72,11 +89,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(msg) from error
     except _DAMAGE as error:
         raise _damaged(path, "file of torch.save", error) from error
-    plain = isinstance(found, dict) and all(isinstance(k, str) and isinstance(t, Tensor) for k, t in found.items())
-    if not plain:
-        what = sorted(map(str, found))[:_SHOWN] if isinstance(found, dict) else type(found).__name__
-        raise CheckpointError(f"{path} is no state dict (names and tensors): it holds {what}.")
-    return found
 
 
 def check_family(path: Path, names: Iterable[str], family: str) -> None:

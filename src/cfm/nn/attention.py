@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from cfm._core.logging import logger
 from cfm._core.settings import settings
@@ -15,6 +17,9 @@ from cfm.kernels.ops import varlen_attention
 from cfm.kernels.plan import plan
 
 Scope = Literal["head", "cell", "batch"]
+
+_BIAS_WIDTH = 8
+"""Components that make room for one more: kernels want multiples of 8."""
 
 FEATURE_EPS = 1e-4
 """What published Performers add to every feature."""
@@ -82,6 +87,42 @@ def attention(
             # A compiler or driver that fails once fails again: the next backend takes over, for good.
             logger.debug("where it happened", exc_info=error)
             backends.broke(choice.name, device, str(error))
+
+
+def biased_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: list[int],
+    key_bias: Tensor,
+    *,
+    q_offsets: list[int] | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Softmax attention with a number added to the scores of each key: softmax(q k^T / sqrt(width) + bias) v.
+
+    The number goes into the product as a further component of the vectors, so that whoever computes attention can do
+    this too; these are some wider for it, and the values there are 0.
+
+    Parameters
+    ----------
+    q, k, v, offsets, q_offsets, dropout
+        As in `attention`.
+    key_bias
+        float[n_tokens], one number for each key.
+
+    Returns
+    -------
+    float, of the shape of `q`.
+    """
+    width, heads = q.shape[-1], q.shape[1]
+    wider = width + _BIAS_WIDTH
+    # Attention divides by the root of the width that it sees.
+    q = F.pad(q * math.sqrt(wider / width), (0, _BIAS_WIDTH))
+    q[..., width] = math.sqrt(wider)
+    k, v = F.pad(k, (0, _BIAS_WIDTH)), F.pad(v, (0, _BIAS_WIDTH))
+    k[..., width] = key_bias[:, None].expand(-1, heads)
+    return attention(q, k, v, offsets, q_offsets=q_offsets, dropout=dropout)[..., :width]
 
 
 def _by(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .attention import attention
+from .attention import attention, biased_attention
 from .rows import by_rows
 
 NormOrder = Literal["post", "leading"]
@@ -62,7 +62,9 @@ class EncoderLayer(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=eps)
         self.dropout, self.inner_dropout, self.attention_dropout = dropout, inner_dropout, attention_dropout
 
-    def forward(self, x: Tensor, offsets: list[int], *, n_known: list[int] | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, offsets: list[int], *, n_known: list[int] | None = None, key_bias: Tensor | None = None
+    ) -> Tensor:
         """Token vectors of all cells after the layer, float[n_tokens, dim].
 
         Parameters
@@ -71,10 +73,12 @@ class EncoderLayer(nn.Module):
             float[n_tokens, dim].
         offsets, n_known
             As in `cfm.nn.attention.attention`. Unknown tokens skip the output projection: so does scGPT's code.
+        key_bias
+            float[n_tokens], added to the scores of each token as a key; not with `n_known`.
         """
         if self.order == "leading":
             x = by_rows(self.norm1, x)
-        context = self._attend(x, x, offsets, n_known=n_known)
+        context = self._attend(x, x, offsets, n_known=n_known, key_bias=key_bias)
         if n_known is None:
             return by_rows(self._after, x, context)
         known = torch.zeros(len(x), 1, dtype=torch.bool, device=x.device)
@@ -82,12 +86,12 @@ class EncoderLayer(nn.Module):
             known[start : start + n] = True
         return by_rows(self._after, x, context, known)
 
-    def first_tokens(self, x: Tensor, offsets: list[int]) -> Tensor:
+    def first_tokens(self, x: Tensor, offsets: list[int], *, key_bias: Tensor | None = None) -> Tensor:
         """What `forward` gives for the first token of each cell, float[n_cells, dim], without computing the rest."""
         if self.order == "leading":
             x = by_rows(self.norm1, x)
-        asking = x[offsets[:-1]]
-        return by_rows(self._after, asking, self._attend(asking, x, offsets, q_offsets=list(range(len(offsets)))))
+        asking, first = x[offsets[:-1]], list(range(len(offsets)))
+        return by_rows(self._after, asking, self._attend(asking, x, offsets, q_offsets=first, key_bias=key_bias))
 
     def _attend(
         self,
@@ -97,6 +101,7 @@ class EncoderLayer(nn.Module):
         *,
         q_offsets: list[int] | None = None,
         n_known: list[int] | None = None,
+        key_bias: Tensor | None = None,
     ) -> Tensor:
         """What the tokens `asking` gather from those of their cell, float[n, dim]."""
         q, k, v = (
@@ -104,6 +109,8 @@ class EncoderLayer(nn.Module):
             for part, of in ((self.query, asking), (self.key, x), (self.value, x))
         )
         dropout = self.attention_dropout if self.training else 0.0
+        if key_bias is not None:
+            return biased_attention(q, k, v, offsets, key_bias, q_offsets=q_offsets, dropout=dropout).flatten(1)
         return attention(q, k, v, offsets, q_offsets=q_offsets, n_known=n_known, dropout=dropout).flatten(1)
 
     def _after(self, x: Tensor, context: Tensor, known: Tensor | None = None) -> Tensor:

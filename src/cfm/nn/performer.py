@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .attention import Scope, performer_attention
+from .received import attention_received
 from .rows import by_rows
 
 
@@ -56,8 +57,20 @@ class PerformerLayer(nn.Module):
         offsets, scope
             As in `cfm.nn.attention.performer_attention`.
         """
-        context = performer_attention(*self.heads_of(x), offsets, self.projection, scope=scope).flatten(1)
-        return by_rows(self._after, x, context)
+        return by_rows(self._after, x, self._context(x, offsets, scope))
+
+    def attended(self, x: Tensor, offsets: list[int], scope: Scope = "cell") -> Tensor:
+        """The first half of the layer: the tokens with their attention added. Parameters as in `forward`."""
+        return by_rows(self._joined, x, self._context(x, offsets, scope))
+
+    def fed(self, x: Tensor) -> Tensor:
+        """The second half, from what `attended` gives."""
+        return by_rows(self._fed, x)
+
+    def received(self, x: Tensor, offsets: list[int], scope: Scope = "cell") -> Tensor:
+        """Attention that each token gets in this layer, float[n_tokens]: the mean over heads and over the cell's queries."""
+        query, key, _ = self.heads_of(x)
+        return attention_received(query, key, offsets, self.projection, scope=scope).mean(1)
 
     def heads_of(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of the normed tokens, each float[n_tokens, heads, width]."""
@@ -67,7 +80,16 @@ class PerformerLayer(nn.Module):
         )
         return query, key, value
 
+    def _context(self, x: Tensor, offsets: list[int], scope: Scope) -> Tensor:
+        return performer_attention(*self.heads_of(x), offsets, self.projection, scope=scope).flatten(1)
+
     def _after(self, x: Tensor, context: Tensor) -> Tensor:
-        x = x + self.out(context)
-        found: Tensor = x + self.down(F.gelu(self.up(self.norm2(x))))
-        return found
+        return self._fed(self._joined(x, context))
+
+    def _joined(self, x: Tensor, context: Tensor) -> Tensor:
+        joined: Tensor = x + self.out(context)
+        return joined
+
+    def _fed(self, x: Tensor) -> Tensor:
+        fed: Tensor = x + self.down(F.gelu(self.up(self.norm2(x))))
+        return fed

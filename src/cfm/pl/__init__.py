@@ -2,5 +2,6 @@
 
 from ._annotation import annotation
 from ._coverage import coverage
+from ._integration import integration
 
-__all__ = ["annotation", "coverage"]
+__all__ = ["annotation", "coverage", "integration"]

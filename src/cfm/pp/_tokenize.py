@@ -81,7 +81,8 @@ def tokenize(
     values_key = records.VALUES if key_added is None else f"{key_added}_values"
     length_key = records.N_TOKENS if key_added is None else f"{key_added}_n_tokens"
     # Tokens are made on the CPU and have no precision: the same options go with tokenize and embed.
-    loaded = models.load(model, device="cpu", **{k: v for k, v in options.items() if k != "precision"})
+    kept = {option: value for option, value in options.items() if option != "precision"}
+    loaded = models.load(model, device="cpu", species=species, **kept)
     prepared = infer.prepare(
         adata, loaded, layer=layer, gene_column=gene_column, species=species, gene_table=gene_table
     )

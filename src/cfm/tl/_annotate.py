@@ -20,6 +20,7 @@ from cfm.models import CellModel
 from cfm.models.reference import UNKNOWN, Reference
 
 from ._embed import embed
+from ._head import classify, has_head
 
 _MANY_UNKNOWN = 0.3
 
@@ -41,6 +42,9 @@ def annotate(
     **options: Any,
 ) -> AnnData | None:
     """Label each cell by its nearest labelled cells in the space of a model.
+
+    A model that was fine-tuned for annotation and names its classes (scBERT) labels cells by its own classifier, unless there
+    is a reference; what follows is about the others.
 
     Without a reference, the prototypes that come with the model are used: for cfm-mini, blood and gut cell types and
     a few others, which its model card lists. With a reference, both objects are embedded and its labels are
@@ -77,11 +81,12 @@ def annotate(
         Label, or ``"unknown"``.
     ``obs["cfm_label_confidence"]`` : float32
         Share of the neighbours that agree with the label, 0 to 1; NaN for unknown cells. It is a share of votes, not
-        a calibrated probability.
+        a calibrated probability. By a classifier, the probability that it gives the label.
     ``obsm["X_cfm"]``, ``obs["cfm_n_genes"]``
-        The vectors, as `cfm.tl.embed` writes them.
+        The vectors, as `cfm.tl.embed` writes them; not with a classifier.
     ``uns["cfm"]["cfm_label"]`` : dict
-        What was used, with two lists of one length, ``labels`` and their ``ontology_ids`` (empty text for none).
+        What was used, with two lists of one length, ``labels`` and their ``ontology_ids`` (empty text for none); these
+        not with a classifier.
 
     Raises
     ------
@@ -102,12 +107,21 @@ def annotate(
     """
     adata = writable(adata, copy)
     key = chosen_key(key_added, records.LABEL)
-    loaded = models.load(model, device=device, **options)
-    known = _reference(reference, labels_key, n_neighbors, loaded, species)
-
-    embed(adata, model=model, layer=layer, gene_column=gene_column, species=species, gene_table=gene_table,
-          device=device, **options)  # fmt: skip
-    transfer = known.transfer(np.asarray(adata.obsm[records.EMBEDDING]))
+    loaded = models.load(model, device=device, species=species, **options)
+    where: dict[str, Any] = {
+        "layer": layer, "gene_column": gene_column, "species": species, "gene_table": gene_table
+    }  # fmt: skip
+    facts: dict[str, Any]
+    if reference is None and labels_key is None and has_head(loaded):
+        transfer, used = classify(adata, loaded, **where)
+        facts = used | {"reference": "classifier"}
+        source = "classes of the model's own classifier"
+    else:
+        known = _reference(reference, labels_key, n_neighbors, loaded, species)
+        embed(adata, model=model, device=device, **where, **options)
+        transfer = known.transfer(np.asarray(adata.obsm[records.EMBEDDING]))
+        facts = _facts(known, reference is None)
+        source = f"{len(known.codes)} {'packaged prototypes' if reference is None else 'reference cells'}"
 
     announce_overwrite(adata, "obs", key)
     adata.obs[key] = pd.Categorical(transfer.labels.astype(str))
@@ -117,10 +131,9 @@ def annotate(
     adata.obs[f"{key}{records.CONFIDENCE_SUFFIX}"] = confidence
     n_unknown = int((transfer.labels == UNKNOWN).sum())
     logger.info(
-        "annotate: %d labels from %d %s; %d of %d cells unknown",
+        "annotate: %d labels from %s; %d of %d cells unknown",
         len(set(transfer.labels) - {UNKNOWN}),
-        len(known.codes),
-        "packaged prototypes" if reference is None else "reference cells",
+        source,
         n_unknown,
         adata.n_obs,
     )
@@ -130,21 +143,23 @@ def annotate(
             "the object may be subset to few genes. Labelled cells of your own help: reference=, labels_key=",
             100 * n_unknown / adata.n_obs,
         )
+    about = {"model": loaded.spec.name, "model_digest": loaded.spec.digest, "labels_key": labels_key}
     record = records.make_record(
-        "cfm.tl.annotate",
-        model=loaded.spec.name,
-        model_digest=loaded.spec.digest,
-        reference="packaged" if reference is None else "given",
-        labels_key=labels_key,
-        n_reference=len(known.codes),
-        n_neighbors=known.n_neighbors,
-        n_unknown=n_unknown,
-        options=options or None,
-        labels=known.names,
-        ontology_ids=known.ontology_ids,
+        "cfm.tl.annotate", **(facts | about | {"n_unknown": n_unknown, "options": options or None})
     )
     records.write_record(adata.uns, key, record)
     return adata if copy else None
+
+
+def _facts(known: Reference, packaged: bool) -> dict[str, Any]:
+    """What is recorded of the labelled cells."""
+    return {
+        "reference": "packaged" if packaged else "given",
+        "n_reference": len(known.codes),
+        "n_neighbors": known.n_neighbors,
+        "labels": known.names,
+        "ontology_ids": known.ontology_ids,
+    }
 
 
 def _reference(

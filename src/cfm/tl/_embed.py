@@ -56,7 +56,8 @@ def embed(
     gene_column
         Column of ``var`` with symbols or Ensembl ids (``"var_names"`` for the index). None tries all.
     species
-        Species of the data; None takes the model's. ``"mouse"`` reads mouse symbols through one-to-one orthologs.
+        Species of the data; None takes the model's. ``"mouse"`` reads mouse symbols through one-to-one orthologs; UCE
+        has genes of its own for eight species.
     gene_table
         Your own table, a file of two columns or a dictionary: name in the data, human symbol or Ensembl id.
     tokens
@@ -64,7 +65,7 @@ def embed(
     genes
         Also write a vector for every gene that the model knows. True or ``"static"``: the one that it was trained
         to, which no cell changes. ``"contextual"``: the mean of the gene's vectors in the cells that express it, for
-        models whose tokens are genes.
+        models whose tokens are genes; in all cells, for models that see every gene in each.
     device
         ``"auto"``, ``"cpu"``, ``"cuda"``...; None takes `cfm.settings.device`.
     key_added
@@ -116,8 +117,8 @@ def embed(
     adata = writable(adata, copy)
     key = chosen_key(key_added, records.EMBEDDING)
     contextual = _is_contextual(genes)
-    loaded = models.load(model, device=device, **options)
-    if contextual and "token" not in loaded.spec.outputs:
+    loaded = models.load(model, device=device, species=species or _species_of(adata, tokens), **options)
+    if contextual and not loaded.spec.outputs & {"token", "gene"}:
         raise UnsupportedOutput(f"{loaded.spec.name} has no vector for a gene in its cell. Type genes='static'.")
     made_with: dict[str, Any] = {}
     if tokens is None:
@@ -155,6 +156,7 @@ def embed(
             adata.n_obs,
             n_genes,
         )
+    _say_poor(result.lengths, loaded, n_genes)
     records.write_record(
         adata.uns, key, records.make_record("cfm.tl.embed", **(facts | {"options": made_with | options or None}))
     )
@@ -175,6 +177,22 @@ def _warn_of_few_genes(coverage: Coverage) -> None:
             "and labels get less reliable; use the object before the subsetting if there is one",
             f"{coverage.n_vocabulary_matched:,}",
             f"{coverage.n_vocabulary:,}",
+        )
+
+
+def _say_poor(lengths: np.ndarray[Any, np.dtype[np.int64]], model: CellModel, n_genes: str) -> None:
+    """Count the cells that are poorer than those of the training."""
+    least = model.spec.min_genes
+    if n_poor := int(((lengths > 0) & (lengths < least)).sum()):
+        logger.warning(
+            "%d of %d cells have fewer than %d genes that %s reads, which its authors leave out. They are kept; their vectors "
+            "are less reliable. Leave them out with adata[adata.obs[%r] >= %d]",
+            n_poor,
+            len(lengths),
+            least,
+            model.spec.name,
+            n_genes,
+            least,
         )
 
 
@@ -201,6 +219,12 @@ def _stored(adata: AnnData, key: str, model: CellModel) -> Any:
     return infer.stored_tokens(as_csr(adata.obsm[key]), values, settings.chunk_cells, columns)
 
 
+def _species_of(adata: AnnData, tokens: str | None) -> str | None:
+    """The species for which stored tokens were made."""
+    record = adata.uns.get(records.UNS, {}).get(tokens, {})
+    return str(record["species"]) if "species" in record else None
+
+
 def _token_options(adata: AnnData, key: str, model: CellModel, options: dict[str, Any]) -> dict[str, Any]:
     """The options with which stored tokens were made; others that would have made other tokens are an error."""
     made = dict(adata.uns[records.UNS][key].get("options", {}))
@@ -221,10 +245,24 @@ def _of_columns(
     species: str | None,
     gene_table: str | Path | Mapping[str, str] | None,
 ) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """A row for each gene of ``var``, which is not the gene list of the counts where these come from ``raw``."""
+    """A row for each gene of ``var``."""
+    tokens = genes_of_var(adata, model, gene_column, species, gene_table)
+    vectors = np.full((adata.n_vars, known.shape[1]), np.nan, np.float32)
+    vectors[tokens >= 0] = known[tokens[tokens >= 0]]
+    return vectors
+
+
+def genes_of_var(
+    adata: AnnData,
+    model: CellModel,
+    gene_column: str | None,
+    species: str | None,
+    gene_table: str | Path | Mapping[str, str] | None,
+) -> np.ndarray[Any, np.dtype[np.int32]]:
+    """Which gene of the model each gene of ``var`` is, or -1. The genes of the counts are others if these are in ``raw``."""
     table = infer.read_table(gene_table)
     # These genes need not be many: the floor was for the genes of the counts.
-    tokens = match(
+    return match(
         in_memory(adata.var),
         model.vocabulary,
         gene_column=gene_column,
@@ -232,6 +270,3 @@ def _of_columns(
         gene_table=table,
         min_genes=0,
     ).tokens
-    vectors = np.full((adata.n_vars, known.shape[1]), np.nan, np.float32)
-    vectors[tokens >= 0] = known[tokens[tokens >= 0]]
-    return vectors

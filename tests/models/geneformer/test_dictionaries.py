@@ -16,7 +16,8 @@ import pytest
 
 import cfm
 from cfm.errors import CheckpointError, OptionError
-from cfm.models.geneformer.dictionaries import Dictionaries, find_dictionaries, read_pickled
+from cfm.models.geneformer.dictionaries import Dictionaries, find_dictionaries
+from cfm.models.pickles import read_pickled
 
 Spoil = Callable[..., None]
 SHARED = Path(__file__).parents[3] / ".." / "shared" / "data" / "vocab" / "geneformer-v1"

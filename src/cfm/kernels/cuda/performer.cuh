@@ -3,8 +3,9 @@
 //   phi_k(x) = exp(w.cx - |cx|^2/2 - top) + eps                             top: the largest w.cx over all features and
 //   out      = phi_q (phi_k^T V) / (phi_q . sum phi_k)                      keys of its scope
 // The factor m^-1/2 of the published formula stands in every term of the quotient and is left out. Because eps is added
-// after the exponential, the scope of `top` changes the result: per cell and head, or one number for the whole batch,
-// as the official code has it.
+// after the exponential, the scope of `top` changes the result: the maximum of cell and head lies at
+// top[cell * top_cell + head * top_head], so the two steps are (heads, 1) for each cell and head by itself, (1, 0) for
+// all heads of a cell, which is the official code's for a cell alone, and (0, 0) for its whole batch.
 //
 // Accuracy. The exponents are as good as fp32: the projection comes split into TERMS 16-bit parts (bf16: 3, fp16: 2)
 // whose products are exact and summed in fp32. Features are fp32 and enter their product in two
@@ -74,8 +75,8 @@ DEV void logits(float (&s)[CHUNK / 8][4], const u32 (&x)[4][4], u32 w, int first
 }
 
 template <bool BF16>
-DEV void key_max(const u16* k, const u16* w, u32* top, const int* cu, const int* tile_cell, const int* tile_row, i64 k_row,
-                 i64 k_head, int heads, int features, int padded, int per_cell) {
+DEV void key_max(const u16* k, const u16* w, u32* top, const int* cu, const int* tile_cell, const int* tile_row,
+                 i64 k_row, i64 k_head, int features, int padded, int top_cell, int top_head) {
     const int cell = tile_cell[p::bid_x()], row0 = tile_row[p::bid_x()], head = p::bid_y();
     const int beg = cu[cell], len = cu[cell + 1] - beg;
     const int lane = p::tid() & 31, warp = p::tid() >> 5, g = lane >> 2;
@@ -110,14 +111,14 @@ DEV void key_max(const u16* k, const u16* w, u32* top, const int* cu, const int*
     }
     UNROLL
     for (int m = 1; m < 32; m *= 2) most = p::max2(most, p::shfl_xor(most, m));
-    if (lane == 0) p::red_max_u32(top + (per_cell ? (i64)cell * heads + head : 0), ordered(most));
+    if (lane == 0) p::red_max_u32(top + ((i64)cell * top_cell + (i64)head * top_head), ordered(most));
 }
 
 template <bool BF16>
 DEV void keys(const u16* k, const u16* v, const u16* w, const float* norm, const u32* top, float* part_kv,
               float* part_sum, const int* cu, const int* split_cell, const int* split_row, int split_rows, i64 total,
-              i64 k_row, i64 k_head, i64 v_row, i64 v_head, int heads, int features, int padded, int per_cell,
-              float scale, float eps) {
+              i64 k_row, i64 k_head, i64 v_row, i64 v_head, int heads, int features, int padded, int top_cell,
+              int top_head, float scale, float eps) {
     const int split = p::bid_x(), blocks = padded / FEATURES, head = p::bid_y() / blocks;
     const int cell = split_cell[split], row0 = split_row[split];
     const int beg = cu[cell], len = cu[cell + 1] - beg;
@@ -125,7 +126,7 @@ DEV void keys(const u16* k, const u16* v, const u16* w, const float* norm, const
     const int lane = p::tid() & 31, warp = p::tid() >> 5, g = lane >> 2, t = lane & 3;
     const int f0 = p::bid_y() % blocks * FEATURES + warp * 16 + g;  // this thread's features: f0 and f0 + 8
     const float scale2 = scale * LOG2E;
-    const float top2 = unordered(top[per_cell ? (i64)cell * heads + head : 0]) * scale2;
+    const float top2 = unordered(top[(i64)cell * top_cell + (i64)head * top_head]) * scale2;
     const u32 ring = p::smem_base(), norms = ring + 4 * TILE;
     auto sk = [&](int i) { return ring + (u32)((i & 1) * 2 * TILE); };
     auto sv = [&](int i) { return ring + (u32)((i & 1) * 2 * TILE + TILE); };
@@ -356,12 +357,13 @@ performer_norms(const u16* x, float* norm, i64 total, i64 x_row, i64 x_head, flo
 }
 
 // Plan of the key maximum: grid (tiles of 64 tokens, heads), 4 warps; the keys stay in registers, w (parts, padded, 64)
-// runs through a ring of two stages of 32 features. top (cells * heads words, or one) must be zeroed before; it holds
-// the maximum of w.x, not yet times c, in the order-preserving form of ordered().
+// runs through a ring of two stages of 32 features. top must be zeroed before; it holds the maxima of w.x, not yet
+// times c, in the order-preserving form of ordered().
 KERNEL(128, 4)
-performer_key_max(const u16* k, const u16* w, u32* top, const int* cu, const int* tile_cell, const int* tile_row, i64 k_row,
-                  i64 k_head, int heads, int features, int padded, int per_cell) {
-    performer::key_max<CFM_BF16>(k, w, top, cu, tile_cell, tile_row, k_row, k_head, heads, features, padded, per_cell);
+performer_key_max(const u16* k, const u16* w, u32* top, const int* cu, const int* tile_cell, const int* tile_row,
+                  i64 k_row, i64 k_head, int features, int padded, int top_cell, int top_head) {
+    performer::key_max<CFM_BF16>(k, w, top, cu, tile_cell, tile_row, k_row, k_head, features, padded, top_cell,
+                                 top_head);
 }
 
 // Plan of the key sums: grid (splits, heads * padded / 96), 6 warps of 16 features, 33 KiB of shared memory; a split is
@@ -371,10 +373,10 @@ performer_key_max(const u16* k, const u16* w, u32* top, const int* cu, const int
 KERNEL(192, 2)
 performer_keys(const u16* k, const u16* v, const u16* w, const float* norm, const u32* top, float* part_kv,
                float* part_sum, const int* cu, const int* split_cell, const int* split_row, int split_rows, i64 total,
-               i64 k_row, i64 k_head, i64 v_row, i64 v_head, int heads, int features, int padded, int per_cell,
-               float scale, float eps) {
-    performer::keys<CFM_BF16>(k, v, w, norm, top, part_kv, part_sum, cu, split_cell, split_row, split_rows, total, k_row,
-                              k_head, v_row, v_head, heads, features, padded, per_cell, scale, eps);
+               i64 k_row, i64 k_head, i64 v_row, i64 v_head, int heads, int features, int padded, int top_cell,
+               int top_head, float scale, float eps) {
+    performer::keys<CFM_BF16>(k, v, w, norm, top, part_kv, part_sum, cu, split_cell, split_row, split_rows, total,
+                              k_row, k_head, v_row, v_head, heads, features, padded, top_cell, top_head, scale, eps);
 }
 
 // Plan of the summary: grid (cells, heads), 256 threads, 4 * (padded + 256) bytes of shared memory; the splits of a cell

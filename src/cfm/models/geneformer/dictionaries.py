@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import io
-import pickle
-import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cfm._core.errors import CheckpointError, OptionError
 from cfm.genes import Vocabulary
+from cfm.models.pickles import read_pickled
 
 PAD, MASK, CLS, EOS = "<pad>", "<mask>", "<cls>", "<eos>"
 
@@ -33,12 +29,6 @@ _SUBFOLDERS = (
     "geneformer/gene_dictionaries_30m",
     "dictionaries/gene_dictionaries_30m",
 )
-
-
-_NUMBER = re.compile("[iuf][1248]")
-
-# What a damaged pickle makes the unpickler and numpy raise.
-_DAMAGE = (EOFError, ValueError, TypeError, LookupError, AttributeError, OSError, MemoryError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -141,67 +131,6 @@ def find_dictionaries(folder: Path, given: str | Path | None, n_tokens: int) -> 
             return _beside(path, tokens)
         sizes[str(path)] = len(tokens)
     raise CheckpointError(_none_found(places, sizes, n_tokens, given) + damaged)
-
-
-def read_pickled(path: Path) -> Any:
-    """What a pickle holds, if it is made of plain values and numpy numbers; anything that would run is refused."""
-    try:
-        return _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path} is refused: {error}. Copy the official file again.") from error
-    except _DAMAGE as error:
-        msg = f"{path} is damaged or no pickled dictionary: {error or type(error).__name__}. Copy the official file again."
-        raise CheckpointError(msg) from error
-
-
-class _Dtype:
-    """Stands for numpy's dtype in a pickle: numpy's own would take any state that the file names."""
-
-    def __init__(self, name: object, *_flags: object) -> None:
-        if not isinstance(name, str) or not _NUMBER.fullmatch(name):
-            raise pickle.UnpicklingError(f"it holds a numpy object of type {name!r}, which is no number")
-        self.name, self.order = name, "="
-
-    def __setstate__(self, state: tuple[object, ...]) -> None:
-        """Numpy's state begins with a version and the order of bytes."""
-        if state[1] not in ("<", ">", "|", "="):
-            raise pickle.UnpicklingError(f"it holds a number whose bytes have the order {state[1]!r}")
-        self.order = str(state[1])
-
-
-class _Scalar:
-    """Stands for numpy's function of that name: a pickled numpy number becomes Python's own.
-
-    A class and no function, since a pickle may set the attributes of what it names, and a function has some.
-    """
-
-    __slots__ = ()
-
-    def __new__(cls, dtype: object, data: object) -> Any:
-        if not isinstance(dtype, _Dtype) or not isinstance(data, bytes):
-            raise pickle.UnpicklingError("it holds a numpy object that is no number")
-        return np.frombuffer(data, np.dtype(dtype.order + dtype.name), count=1)[0].item()
-
-    def __setstate__(self, _state: object) -> None:
-        raise pickle.UnpicklingError("it changes what it names")
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """The official files need two names, under numpy's old and new module; no other name is looked up."""
-
-    _allowed: dict[tuple[str, str], Callable[..., Any]] = {
-        ("numpy.core.multiarray", "scalar"): _Scalar,
-        ("numpy._core.multiarray", "scalar"): _Scalar,
-        ("numpy", "dtype"): _Dtype,
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        """The allowed name, or a refusal."""
-        if (module, name) not in self._allowed:
-            raise pickle.UnpicklingError(
-                f"it asks for {module}.{name}, and gene dictionaries hold numbers and text only"
-            )
-        return self._allowed[module, name]
 
 
 def _beside(path: Path, tokens: dict[str, int]) -> Dictionaries:

@@ -1,0 +1,165 @@
+"""What cells are compared by: principal components of their own counts, and the vectors of a model where they help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+from anndata import AnnData
+from numpy.typing import NDArray
+
+from cfm._core.logging import logger
+from cfm._core.settings import settings
+from cfm.counts import CountSource
+
+from .batches import Batches
+
+N_GENES = 2000
+N_COMPONENTS = 20
+"""Few, since what tells batches apart but not cells fills the later ones: on the sets of docs/integration.md 20 keep cell
+types and mix batches better than 50."""
+
+MIN_SHARE = 0.7
+"""A model takes part if its vectors explain at least this share of what principal components explain."""
+
+_NEIGHBOURS = 15
+_MOST_CELLS = 2000
+_LITTLE = 0.02
+
+
+@dataclass(frozen=True)
+class Space:
+    """What cells are compared by.
+
+    Parameters
+    ----------
+    vectors
+        float32[n_cells, dim].
+    parts
+        What they are made of: ``["pca"]``, or ``["pca", "model"]``.
+    explained
+        Share of the variance of genes that the part did not see, explained by a cell's nearest neighbours in each.
+    """
+
+    vectors: NDArray[np.float32]
+    parts: list[str]
+    explained: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Expression:
+    """The genes that vary most within batches, at most 2,000.
+
+    Parameters
+    ----------
+    values
+        float32[n_cells, genes], CSR: log1p of counts per 10,000.
+    counts
+        float32[n_cells, genes], CSR: counts.
+    """
+
+    values: sp.csr_matrix
+    counts: sp.csr_matrix
+
+
+def expression(source: CountSource, batches: Batches) -> Expression:
+    """Read all counts, and keep the genes that vary most within batches.
+
+    Parameters
+    ----------
+    source
+        Where the counts are. They are held in memory, sparse.
+    batches
+        Genes are ranked within each, and those that vary in many are taken.
+    """
+    import scanpy as sc  # seconds to import, here and below
+
+    counts = sp.vstack([chunk.counts for chunk in source.chunks(settings.chunk_cells)], format="csr")
+    adata = AnnData(sp.csr_matrix(counts, dtype=np.float32))
+    adata.obs["batch"] = batches.categories()
+    sc.pp.filter_genes(adata, min_cells=3)
+    adata.layers["counts"] = sp.csr_matrix(adata.X, copy=True)
+    sc.pp.normalize_total(adata, target_sum=1e4)
+    sc.pp.log1p(adata)
+    if adata.n_vars > N_GENES:
+        # A batch of a cell or two has no variance to rank genes by.
+        sizes = np.bincount(batches.codes)
+        ranked = adata[np.isin(batches.codes, np.flatnonzero(sizes >= 3))]
+        genes = sc.pp.highly_variable_genes(ranked, n_top_genes=N_GENES, batch_key="batch", inplace=False)
+        adata = adata[:, genes["highly_variable"].to_numpy()]
+    return Expression(sp.csr_matrix(adata.X), sp.csr_matrix(adata.layers["counts"]))
+
+
+def build_space(values: sp.csr_matrix, embedding: NDArray[np.floating], batches: Batches, *, seed: int = 0) -> Space:
+    """Put principal components and, if they help, the vectors of a model side by side, with equal weight.
+
+    Whether they help is measured without labels: how much of the variance of half of the genes a cell's nearest neighbours
+    explain, once neighbours in the components of the other half, once neighbours in the vectors of the model. Neighbours
+    are sought within batches, so that no batch effect is rewarded.
+
+    Parameters
+    ----------
+    values
+        Of an `Expression`.
+    embedding
+        float[n_cells, dim].
+    batches
+        Of the cells.
+    seed
+        Which half of the genes.
+    """
+    components = principal_components(values, N_COMPONENTS)
+    explained = _explained(values, embedding, batches, seed)
+    helps = explained["model"] >= MIN_SHARE * explained["pca"] or explained["pca"] < _LITTLE
+    parts = {"pca": components} | ({"model": embedding} if helps else {})
+    logger.info(
+        "of genes not seen, neighbours in principal components explain %.1f %% and neighbours by the model %.1f %%: %s",
+        100 * explained["pca"],
+        100 * explained["model"],
+        "both are used" if helps else "the model is left out",
+    )
+    return Space(np.hstack([_scaled(part) for part in parts.values()]), list(parts), explained)
+
+
+def _scaled(part: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Centred, with a mean squared length of 1."""
+    centred = part - part.mean(axis=0)
+    return np.asarray(centred / max(np.sqrt(np.square(centred).sum(axis=1).mean()), 1e-12), np.float32)
+
+
+def principal_components(values: sp.csr_matrix, n: int) -> NDArray[np.float32]:
+    """float32[n_cells, at most n], centred and not scaled."""
+    import scanpy as sc
+
+    found = sc.pp.pca(values, n_comps=min(n, min(values.shape) - 1), random_state=0)
+    return np.asarray(found, np.float32)
+
+
+def _explained(values: sp.csr_matrix, embedding: NDArray[np.floating], batches: Batches, seed: int) -> dict[str, float]:
+    """Explained variance of held-out genes, over all batches with enough cells."""
+    from sklearn.neighbors import NearestNeighbors
+
+    generator = np.random.default_rng(seed)
+    genes = generator.permutation(values.shape[1])
+    seen, asked = genes[: len(genes) // 2], genes[len(genes) // 2 :]
+    cells = np.arange(values.shape[0])
+    if len(cells) > _MOST_CELLS:
+        cells = np.sort(generator.choice(cells, _MOST_CELLS, replace=False))
+    components = principal_components(values[:, seen], N_COMPONENTS)
+    lost = {"pca": 0.0, "model": 0.0}
+    total = 0.0
+    for code in range(len(batches.names)):
+        here = cells[batches.codes[cells] == code]
+        if len(here) <= _NEIGHBOURS:
+            continue
+        truth = values[here][:, asked].toarray()
+        total += float(np.square(truth - truth.mean(axis=0)).sum())
+        for name, space in (("pca", components), ("model", embedding)):
+            neighbours = NearestNeighbors(n_neighbors=_NEIGHBOURS).fit(space[here]).kneighbors(return_distance=False)
+            guess = sp.csr_array(
+                (np.full(neighbours.size, 1 / _NEIGHBOURS, np.float32), neighbours.ravel(),
+                 np.arange(0, neighbours.size + 1, _NEIGHBOURS)), shape=(len(here), len(here))
+            ) @ truth  # fmt: skip
+            lost[name] += float(np.square(truth - guess).sum())
+    return {name: 1 - gone / total if total else 0.0 for name, gone in lost.items()}

@@ -1,0 +1,90 @@
+"""What cells are compared by, and taking batches out of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from anndata import AnnData
+
+from cfm.counts import find_counts
+from cfm.integration import align, build_space, expression, find_batches, principal_components
+
+
+def halves(n: int) -> pd.DataFrame:
+    return pd.DataFrame({"half": np.where(np.arange(n) % 2, "odd", "even")})
+
+
+def test_genes_are_the_same_in_values_and_counts(pbmc: AnnData) -> None:
+    genes = expression(find_counts(pbmc), find_batches(halves(pbmc.n_obs), "half"))
+    assert genes.values.shape == genes.counts.shape
+    assert genes.values.shape[1] <= 2000
+    assert (genes.values != 0).nnz == (genes.counts != 0).nnz
+    back = np.expm1(genes.values.toarray())
+    ratio = back[genes.counts.toarray() > 0] / genes.counts.toarray()[genes.counts.toarray() > 0]
+    assert ratio.min() > 0
+
+
+def test_a_model_of_noise_is_left_out_and_one_that_knows_takes_part(pbmc: AnnData) -> None:
+    batches = find_batches(halves(pbmc.n_obs), "half")
+    values = expression(find_counts(pbmc), batches).values
+    noise = np.random.default_rng(0).normal(size=(pbmc.n_obs, 16)).astype(np.float32)
+    without = build_space(values, noise, batches)
+    assert without.parts == ["pca"]
+    assert without.explained["model"] < 0.7 * without.explained["pca"]
+    knowing = principal_components(values, 30)
+    both = build_space(values, knowing, batches)
+    assert both.parts == ["pca", "model"]
+    assert both.vectors.shape == (pbmc.n_obs, 20 + 30)
+    # Both parts weigh the same.
+    assert np.square(both.vectors[:, :20]).sum(1).mean() == pytest.approx(1, rel=1e-5)
+    assert np.square(both.vectors[:, 20:]).sum(1).mean() == pytest.approx(1, rel=1e-5)
+
+
+def test_the_decision_is_the_same_each_time(pbmc: AnnData) -> None:
+    batches = find_batches(halves(pbmc.n_obs), "half")
+    values = expression(find_counts(pbmc), batches).values
+    vectors = principal_components(values, 10)
+    assert build_space(values, vectors, batches).explained == build_space(values, vectors, batches).explained
+
+
+def shifted() -> tuple[np.ndarray, pd.DataFrame]:
+    """Two kinds of cells in two batches that lie apart."""
+    generator = np.random.default_rng(0)
+    kind, batch = np.repeat([0, 1], 100), np.tile([0, 1], 100)
+    space = generator.normal(size=(200, 5)) + 8 * np.eye(5)[kind] + 3 * batch[:, None] * np.eye(5)[4]
+    return space, pd.DataFrame({"batch": batch.astype(str), "kind": kind.astype(str)})
+
+
+def test_alignment_takes_out_the_batch_and_leaves_the_kind() -> None:
+    space, obs = shifted()
+    moved = align(space, find_batches(obs, "batch"))
+    apart = [np.linalg.norm(x[obs.batch == "0"].mean(0) - x[obs.batch == "1"].mean(0)) for x in (space, moved)]
+    assert apart[0] > 2.5
+    assert apart[1] < apart[0] / 4
+    assert np.linalg.norm(moved[obs.kind == "0"].mean(0) - moved[obs.kind == "1"].mean(0)) > 8
+    assert moved.dtype == np.float32
+
+
+def test_strata_are_aligned_each_by_itself() -> None:
+    space, obs = shifted()
+    obs["condition"] = obs.kind
+    moved = align(space, find_batches(obs, "batch", "condition"))
+    for kind in "01":
+        here = (obs.kind == kind).to_numpy()
+        alone = align(space[here], find_batches(obs[here], "batch"))
+        np.testing.assert_array_equal(moved[here], alone)
+
+
+def test_a_stratum_of_one_batch_stays_as_it_is() -> None:
+    space, obs = shifted()
+    obs["condition"] = obs.batch
+    np.testing.assert_array_equal(align(space, find_batches(obs, "batch", "condition")), space.astype(np.float32))
+
+
+def test_few_genes_and_cells() -> None:
+    counts = sp.csr_matrix(np.random.default_rng(0).poisson(2, (30, 12)).astype(np.float32))
+    adata = AnnData(counts, halves(30).set_index(pd.Index(map(str, range(30)))))
+    genes = expression(find_counts(adata), find_batches(adata.obs, "half"))
+    assert principal_components(genes.values, 20).shape == (30, 11)
