@@ -105,7 +105,9 @@ def write_scbert(folder: Path, layers: int, dim: int, heads: int, width: int, po
         linear |= {f"{start}0.fn.to_out": (dim, inner), f"{start}1.fn.fn.w1": (4 * dim, dim),
                    f"{start}1.fn.fn.w2": (dim, 4 * dim)}  # fmt: skip
         norms += [f"{start}0.norm", f"{start}1.norm"]
-        blocks = [torch.linalg.qr(torch.randn((width, width), generator=random))[0].T for _ in range(-(-n_features // width))]
+        blocks = [
+            torch.linalg.qr(torch.randn((width, width), generator=random))[0].T for _ in range(-(-n_features // width))
+        ]
         lengths = torch.randn((n_features, width), generator=random).norm(dim=1)
         tensors[f"{start}0.fn.fast_attention.projection_matrix"] = lengths[:, None] * torch.cat(blocks)[:n_features]
     tensors |= random_tensors(shapes, linear, norms, dim)
@@ -135,7 +137,11 @@ def write_scfoundation(
                    f"{start}linear2": (dim, 4 * dim)}  # fmt: skip
     norms = [f"encoder.transformer_encoder.{i}.{norm}" for i in range(layers) for norm in ("norm1", "norm2")]
     tensors = random_tensors(shapes, linear, [*norms, "encoder.norm"], dim)
-    shapes, linear, norms = {}, {"decoder_embed": (decoder_dim, dim), "to_final": (1, decoder_dim)}, ["decoder.norm", "norm"]
+    shapes, linear, norms = (
+        {},
+        {"decoder_embed": (decoder_dim, dim), "to_final": (1, decoder_dim)},
+        ["decoder.norm", "norm"],
+    )
     for i in range(decoder_layers):
         start = f"decoder.performer.net.layers.{i}."
         shapes[f"{start}0.fn.fast_attention.projection_matrix"] = (n_features, width)

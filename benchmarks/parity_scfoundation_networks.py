@@ -278,4 +278,6 @@ def gears(bench: Bench) -> None:
             report.check(at + "TS", depths_of(model, cells[rows]).astype(np.float32))
     for name in report.names(at):
         if name.startswith((at + "G_", at + "gears_")):
-            report.not_covered(name, "the perturbation network behind the encoder is another model, which cfm has not yet")
+            report.not_covered(
+                name, "the perturbation network behind the encoder is another model, which cfm has not yet"
+            )

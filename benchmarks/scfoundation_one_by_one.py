@@ -114,7 +114,9 @@ def theirs(folder: Path, cells: ad.AnnData) -> tuple[Official, Callable[[], np.n
     model = models.load(folder, device="cpu")
     found = match(cells.var, model.vocabulary)
     known = np.flatnonzero(found.tokens >= 0)
-    into = sp.csr_array((np.ones(len(known)), (known, found.tokens[known])), shape=(cells.n_vars, len(model.vocabulary)))
+    into = sp.csr_array(
+        (np.ones(len(known)), (known, found.tokens[known])), shape=(cells.n_vars, len(model.vocabulary))
+    )
     counts = (sp.csr_array(cells.X, dtype=np.float64) @ into).tocsr()
 
     def run() -> np.ndarray:

@@ -6,4 +6,13 @@ from .finding import find_counts, find_normalized, in_memory
 from .reading import as_csr
 from .source import Chunk, CountSource
 
-__all__ = ["Chunk", "CountSource", "Evidence", "as_csr", "find_counts", "find_normalized", "genes_in_cells", "in_memory"]
+__all__ = [
+    "Chunk",
+    "CountSource",
+    "Evidence",
+    "as_csr",
+    "find_counts",
+    "find_normalized",
+    "genes_in_cells",
+    "in_memory",
+]

@@ -78,9 +78,11 @@ def _known_first(q: Tensor, k: Tensor, v: Tensor, n_known: int, scale: float, dr
 
 def _unknown_scores(q: Tensor, k: Tensor, n_known: int) -> Tensor:
     """q.k of unknown tokens with the known ones and, last, themselves: float32[n_unknown, heads, n_known + 1]."""
-    to_known = torch.einsum("uhd,khd->uhk", q[n_known:], k[:n_known])
-    to_self = (q[n_known:] * k[n_known:]).sum(-1, keepdim=True)
-    return torch.cat([to_known, to_self], dim=-1).to(lse_dtype(q))
+    # Widened before the products: scores rounded to 16 bits are wrong in the third digit.
+    q, k = q[n_known:].to(lse_dtype(q)), k.to(lse_dtype(k))
+    to_known = torch.einsum("uhd,khd->uhk", q, k[:n_known])
+    to_self = (q * k[n_known:]).sum(-1, keepdim=True)
+    return torch.cat([to_known, to_self], dim=-1)
 
 
 def with_lse(

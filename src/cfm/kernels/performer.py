@@ -23,8 +23,9 @@ from . import composite
 SCOPES = ("head", "cell", "batch")
 """Over what the largest key feature is taken: each cell and head; each cell; all that is passed."""
 
-_CACHED = 2**18
-"""Numbers that each thread has at hand: 1 MiB of float32."""
+_CACHED = 2**19
+"""Numbers that stay in the caches of two processors: 2 MiB of float32. The number of threads must not enter: other parts, other
+bits."""
 
 _ON_GPU = 2**25
 """Numbers that a GPU has at hand: it needs many at once, to be busy."""
@@ -125,7 +126,7 @@ def backward(
 
 def _features(q: Tensor, projection: Tensor) -> _Features:
     w = projection.detach().to(q.device, composite.lse_dtype(q))
-    room = _CACHED * torch.get_num_threads() if q.device.type == "cpu" else _ON_GPU
+    room = _CACHED if q.device.type == "cpu" else _ON_GPU
     return _Features(w, q.shape[-1] ** -0.25, max(16, room // max(1, q.shape[1] * len(w))))
 
 

@@ -74,7 +74,8 @@ class Int8Linear(nn.Module):
         self.zero = nn.Buffer(torch.zeros(len(scale), dtype=torch.int32))
         rounded = (weight / scale[:, None]).round().to(torch.int8)
         self.packed = torch.ops.onednn.qlinear_prepack(rounded, None)
-        self.bias = nn.Buffer(scale.new_zeros(len(scale)) if linear.bias is None else linear.bias.detach())
+        bias: Tensor | None = linear.bias
+        self.bias = nn.Buffer(scale.new_zeros(len(scale)) if bias is None else bias.detach())
         self.middle = nn.Buffer(torch.tensor(_LEVELS + 1.5))
 
     def forward(self, x: Tensor) -> Tensor:

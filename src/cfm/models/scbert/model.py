@@ -115,7 +115,8 @@ class ScbertModel:
         for option, value, known in (("pool", pool, get_args(Pool)), ("compat", compat, (None, "official"))):
             if value not in known:
                 raise OptionError(f"{option}={value!r} is unknown. Type one of {', '.join(map(repr, known))}.")
-        if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
+        given: object = threshold  # typed at a prompt, it may be anything
+        if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given <= 1:
             raise OptionError(f"threshold={threshold!r} is no probability. Type a number from 0 to 1.")
         path = files.weights_of(folder, weights)
         tensors = checkpoint.read_named(path)
