@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
@@ -45,23 +43,6 @@ def random(genes: Expression, batches: Batches, seed: int) -> NDArray[np.float32
     del batches
     directions = np.random.default_rng(seed).normal(size=(genes.values.shape[1], N_COMPONENTS)) / np.sqrt(N_COMPONENTS)
     return np.asarray(genes.values @ directions, np.float32)
-
-
-def scvi(genes: Expression, batches: Batches, seed: int) -> NDArray[np.float32]:
-    """ScVI (Lopez et al. 2018) with its defaults, stopped when it no longer improves."""
-    import scvi as scvi_tools
-
-    adata = AnnData(genes.counts, _obs(batches))
-    before = scvi_tools.settings.seed
-    scvi_tools.settings.seed = seed
-    try:
-        scvi_tools.model.SCVI.setup_anndata(adata, batch_key="batch")
-        model = scvi_tools.model.SCVI(adata)
-        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it advertises at every start
-        model.train(early_stopping=True, enable_progress_bar=False)
-        return np.asarray(model.get_latent_representation(), np.float32)
-    finally:
-        scvi_tools.settings.seed = before
 
 
 def _obs(batches: Batches) -> pd.DataFrame:

@@ -20,13 +20,12 @@ from cfm.counts import find_counts
 from cfm.integration import Batches, Expression, expression, find_batches
 from cfm.integration import baselines as plain
 
-Baseline = Literal["pca", "harmony", "combat", "scvi", "random"]
+Baseline = Literal["pca", "harmony", "combat", "random"]
 
 MADE: dict[str, Callable[[Expression, Batches, int], NDArray[np.float32]]] = {
     "pca": plain.pca,
     "harmony": plain.harmony,
     "combat": plain.combat,
-    "scvi": plain.scvi,
     "random": plain.random,
 }
 
@@ -64,8 +63,7 @@ def integration(
         Keys in ``obsm``.
     baselines
         ``"pca"``: 50 principal components of the 2,000 most variable genes. ``"harmony"``: Harmony on these. ``"combat"``:
-        ComBat on the genes, then 50 components. ``"scvi"``: scVI with its defaults on the counts of the genes, trained until
-        it no longer improves; minutes to hours. ``"random"``: 50 random directions of the genes.
+        ComBat on the genes, then 50 components. ``"random"``: 50 random directions of the genes.
     layer
         As in `cfm.tl.embed`.
     seed
