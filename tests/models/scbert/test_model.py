@@ -105,8 +105,9 @@ def test_threads_of_torch(few: AnnData, blood_model: Path, torch_threads: Callab
     for n in (1, 2, 3):
         torch_threads(n)
         found.append(vectors(some, blood_model).copy())
-    np.testing.assert_array_equal(found[1], found[0])
-    np.testing.assert_array_equal(found[2], found[0])
+    # Matrix products split their sums by thread, so this is a promise to float error; all else is equal bit by bit.
+    for others in found[1:]:
+        np.testing.assert_allclose(others, found[0], rtol=0, atol=2e-6)
 
 
 def test_poor_cells_are_kept_and_counted(cells: AnnData, fixtures: Path, said: list[str], kept: list[str]) -> None:
