@@ -157,12 +157,12 @@ def features(report: Report, bins: Tensor) -> None:
     context = performer_attention(q[:n], k[:n], v[:n], [0, n], layer.projection)
     report.check("model/fa_out_l0", context[:n_shown].transpose(0, 1), STATES)
     scale = network.layout.n_features**-0.5  # a factor that cancels, and that our features leave out
-    made = performer._features(q, layer.projection)
+    made = performer.features_of(q, layer.projection)
     for kind, n_cells in (("single", 1), ("batch", len(selected))):
-        largest = performer._top_of_all(made, k, network.offsets(n_cells))
-        key = received._features(made, k[:n], largest)
+        largest = performer.top_of_all(made, k, network.offsets(n_cells))
+        key = received.features(made, k[:n], largest)
         report.check(f"model/{kind}_kmax", largest, 1e-6)
-        report.check(f"model/{kind}_qfeat", received._features(made, q[:n_shown], None) * scale, STATES)
+        report.check(f"model/{kind}_qfeat", received.features(made, q[:n_shown], None) * scale, STATES)
         report.check(f"model/{kind}_kfeat", key[:, :n_shown] * scale, STATES)
         report.check(f"model/{kind}_ksum", key.sum(1) * scale, STATES)
 
@@ -211,9 +211,9 @@ def attention(report: Report, bins: Tensor) -> None:
 def _rows(layer: PerformerLayer, x: Tensor, n_rows: int) -> Tensor:
     """Attention of the first positions of a cell to all, mean over heads; by the features, for a few rows only."""
     q, k, _ = layer.heads_of(x)
-    made = performer._features(q, layer.projection)
-    query = received._features(made, q[:n_rows], None).double()
-    key = received._features(made, k, performer._top_of_all(made, k, [0, len(k)])).double()
+    made = performer.features_of(q, layer.projection)
+    query = received.features(made, q[:n_rows], None).double()
+    key = received.features(made, k, performer.top_of_all(made, k, [0, len(k)])).double()
     weights = torch.einsum("hqm,hkm->hqk", query, key) / torch.einsum("hqm,hm->hq", query, key.sum(1))[..., None]
     return weights.mean(0)
 

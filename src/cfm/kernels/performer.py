@@ -31,7 +31,7 @@ _ON_GPU = 2**25
 """Numbers that a GPU has at hand: it needs many at once, to be busy."""
 
 
-class _Features(NamedTuple):
+class Features(NamedTuple):
     """What the features of all tokens are made with.
 
     Attributes
@@ -49,6 +49,7 @@ class _Features(NamedTuple):
     rows: int
 
     def parts(self, cell: slice) -> Iterator[slice]:
+        """The tokens of a cell, some at a time."""
         for start in range(cell.start, cell.stop, self.rows):
             yield slice(start, min(start + self.rows, cell.stop))
 
@@ -62,7 +63,7 @@ class _Features(NamedTuple):
         return scaled, torch.mm(scaled.flatten(0, 1), self.w.T).unflatten(0, scaled.shape[:2])
 
 
-class _Sums(NamedTuple):
+class Sums(NamedTuple):
     """Sums over the keys of a cell, first index: the head.
 
     Attributes
@@ -85,17 +86,17 @@ class _Sums(NamedTuple):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, offsets: list[int], projection: Tensor, scope: str, eps: float) -> Tensor:
-    """Parameters as in `cfm.kernels.ops.performer_attention`. Memory: some MiB for each thread."""
+    """Parameters as in `cfm.kernels.ops.performer_attention`. Memory: some MiB."""
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    made = _features(q, projection)
-    top = _top_of_all(made, k, offsets) if scope == "batch" else None
+    made = features_of(q, projection)
+    top = top_of_all(made, k, offsets) if scope == "batch" else None
     for _, cell, _ in composite.spans(offsets, offsets):
-        sums = _sums(made, k, v, cell)
-        of_keys = sums.of_features(_top(sums, scope, top), eps)
+        sums = sums_of_keys(made, k, v, cell)
+        of_keys = sums.of_features(top_of(sums, scope, top), eps)
         constant = eps * of_keys.sum(1, keepdim=True)
         for part in made.parts(cell):
             scaled, logits = made.logits(q[part])
-            exponentials = logits.sub_(logits.amax(-1, keepdim=True).add_(_half(scaled))).exp_()
+            exponentials = logits.sub_(logits.amax(-1, keepdim=True).add_(half_square(scaled))).exp_()
             both = torch.baddbmm(constant, exponentials, of_keys)
             out[part] = (both[..., :-1] / both[..., -1:]).transpose(0, 1)
     return out
@@ -110,12 +111,12 @@ def backward(
     A maximum that several logits share passes its gradient on to each in equal parts, as ``amax`` does.
     """
     d_q, d_k, d_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-    made = _features(q, projection)
-    top = _top_of_all(made, k, offsets) if scope == "batch" else None
+    made = features_of(q, projection)
+    top = top_of_all(made, k, offsets) if scope == "batch" else None
     largest = _Largest(made)
     for _, cell, _ in composite.spans(offsets, offsets):
-        sums = _sums(made, k, v, cell)
-        its_top = _top(sums, scope, top)
+        sums = sums_of_keys(made, k, v, cell)
+        its_top = top_of(sums, scope, top)
         d_sums = _of_queries(made, grad, q, out, cell, sums.of_features(its_top, eps), eps, d_q)
         _of_keys(made, k, v, cell, its_top, d_sums, eps, d_k, d_v, largest)
         if scope != "batch":
@@ -124,36 +125,39 @@ def backward(
     return d_q, d_k, d_v
 
 
-def _features(q: Tensor, projection: Tensor) -> _Features:
+def features_of(q: Tensor, projection: Tensor) -> Features:
+    """How the features of some tokens are made."""
     w = projection.detach().to(q.device, composite.lse_dtype(q))
     room = _CACHED if q.device.type == "cpu" else _ON_GPU
-    return _Features(w, q.shape[-1] ** -0.25, max(16, room // max(1, q.shape[1] * len(w))))
+    return Features(w, q.shape[-1] ** -0.25, max(16, room // max(1, q.shape[1] * len(w))))
 
 
-def _top(sums: _Sums, scope: str, top: Tensor | None) -> Tensor:
+def top_of(sums: Sums, scope: str, top: Tensor | None) -> Tensor:
     """The largest w.ck of the scope, one number or [heads, 1, 1]."""
     if top is not None:
         return top
     return sums.top if scope == "head" else sums.top.amax()
 
 
-def _top_of_all(made: _Features, k: Tensor, offsets: list[int]) -> Tensor:
+def top_of_all(made: Features, k: Tensor, offsets: list[int]) -> Tensor:
     """The largest w.ck of all cells, from the same parts as later on, so that it is met again to the bit."""
     cells = composite.spans(offsets, offsets)
     tops = [made.logits(k[part])[1].amax() for _, cell, _ in cells for part in made.parts(cell)]
     return torch.stack(tops).amax() if tops else made.w.new_zeros(())
 
 
-def _half(scaled: Tensor) -> Tensor:
+def half_square(scaled: Tensor) -> Tensor:
+    """|cx|^2 / 2, [heads, n, 1]."""
     return scaled.square().sum(-1, keepdim=True).mul_(0.5)
 
 
-def _with_one(made: _Features, v: Tensor) -> Tensor:
+def _with_one(made: Features, v: Tensor) -> Tensor:
     """(v, 1), [heads, n, width + 1]."""
     return torch.cat([made.heads_first(v), made.w.new_ones((v.shape[1], len(v), 1))], -1)
 
 
-def _sums(made: _Features, k: Tensor, v: Tensor, cell: slice) -> _Sums:
+def sums_of_keys(made: Features, k: Tensor, v: Tensor, cell: slice) -> Sums:
+    """Sums over the keys of a cell, in one pass."""
     heads, width = v.shape[1:]
     weighted = made.w.new_zeros((heads, len(made.w), width + 1))
     plain = made.w.new_zeros((heads, 1, width + 1))
@@ -162,15 +166,15 @@ def _sums(made: _Features, k: Tensor, v: Tensor, cell: slice) -> _Sums:
         scaled, logits = made.logits(k[part])
         values = _with_one(made, v[part])
         larger = torch.maximum(top, logits.amax((1, 2), keepdim=True))
-        exponentials = logits.sub_(_half(scaled).add_(larger)).exp_()
+        exponentials = logits.sub_(half_square(scaled).add_(larger)).exp_()
         weighted.mul_((top - larger).exp_()).baddbmm_(exponentials.mT, values)
         plain += values.sum(1, keepdim=True)
         top = larger
-    return _Sums(weighted, plain, top)
+    return Sums(weighted, plain, top)
 
 
 def _of_queries(
-    made: _Features, grad: Tensor, q: Tensor, out: Tensor, cell: slice, of_keys: Tensor, eps: float, d_q: Tensor
+    made: Features, grad: Tensor, q: Tensor, out: Tensor, cell: slice, of_keys: Tensor, eps: float, d_q: Tensor
 ) -> Tensor:
     """Fill the part of a cell in `d_q`; give the gradient of the sums over its keys."""
     constant = eps * of_keys.sum(1, keepdim=True)
@@ -179,7 +183,7 @@ def _of_queries(
         scaled, logits = made.logits(q[part])
         logits.sub_(logits.amax(-1, keepdim=True))
         highest = logits == 0
-        exponentials = logits.sub_(_half(scaled)).exp_()
+        exponentials = logits.sub_(half_square(scaled)).exp_()
         weight = torch.baddbmm(constant[..., -1:], exponentials, of_keys[..., -1:])
         one = made.heads_first(grad[part])
         mean = (one * made.heads_first(out[part])).sum(-1, keepdim=True)
@@ -194,7 +198,7 @@ def _of_queries(
 
 
 def _of_keys(
-    made: _Features, k: Tensor, v: Tensor, cell: slice, top: Tensor, d_sums: Tensor, eps: float, d_k: Tensor, d_v: Tensor,
+    made: Features, k: Tensor, v: Tensor, cell: slice, top: Tensor, d_sums: Tensor, eps: float, d_k: Tensor, d_v: Tensor,
     largest: _Largest,
 ) -> None:  # fmt: skip
     """Fill the parts of a cell in `d_k` and `d_v`; the gradient of the maximum is left to `largest`."""
@@ -203,7 +207,7 @@ def _of_keys(
     for part in made.parts(cell):
         scaled, logits = made.logits(k[part])
         largest.look(logits, top, part.start)
-        exponentials = logits.sub_(_half(scaled).add_(top)).exp_()
+        exponentials = logits.sub_(half_square(scaled).add_(top)).exp_()
         d_v[part] = torch.baddbmm(constant, exponentials, d_values).transpose(0, 1)
         d_logits = torch.bmm(_with_one(made, v[part]), d_sums.mT).mul_(exponentials)
         total = d_logits.sum(-1, keepdim=True)
@@ -211,7 +215,7 @@ def _of_keys(
         d_k[part] = _of_tokens(made, scaled, d_logits, total)
 
 
-def _of_tokens(made: _Features, scaled: Tensor, d_logits: Tensor, total: Tensor) -> Tensor:
+def _of_tokens(made: Features, scaled: Tensor, d_logits: Tensor, total: Tensor) -> Tensor:
     """Gradient of tokens, [n, heads, width], from that of their logits; `total` is also that of -|cx|^2 / 2."""
     through_w = torch.mm(d_logits.flatten(0, 1), made.w).view_as(scaled)
     return through_w.sub_(total * scaled).mul_(made.scale).transpose(0, 1)
@@ -220,7 +224,7 @@ def _of_tokens(made: _Features, scaled: Tensor, d_logits: Tensor, total: Tensor)
 class _Largest:
     """The gradient that the maxima of keys are owed, and where these stand."""
 
-    def __init__(self, made: _Features) -> None:
+    def __init__(self, made: Features) -> None:
         self.made = made
         self.owed = made.w.new_zeros(1)
         self.found: list[Tensor] = []

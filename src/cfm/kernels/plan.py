@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .ops import HOST, check_asking
+from .checks import check_asking
+from .ops import HOST
 from .ragged import INT32_MAX, checked_known, checked_offsets, longest, row_tiles
 
 

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cfm._core.logging import logger
 from cfm._core.settings import settings
 from cfm.kernels import backends, composite, ops
-from cfm.kernels.errors import KernelError
 from cfm.kernels.ops import varlen_attention
 from cfm.kernels.plan import plan
 
@@ -78,15 +76,9 @@ def attention(
     if dropout:
         return composite.by_sdpa(q, k, v, offsets, q_offsets or offsets, n_known, scale, dropout)
     call = backends.Call(device, q.dtype, q.shape[-1], n_known is not None, q_offsets is not None, gradients)
-    while True:
-        choice = backends.choose(call, settings.attention)
-        backends.say(choice, settings.attention)
-        try:
-            return _by(choice.name, q, k, v, offsets, q_offsets, n_known, scale, gradients)
-        except KernelError as error:
-            # A compiler or driver that fails once fails again: the next backend takes over, for good.
-            logger.debug("where it happened", exc_info=error)
-            backends.broke(choice.name, device, str(error))
+    return backends.run(
+        call, settings.attention, lambda backend: _by(backend, q, k, v, offsets, q_offsets, n_known, scale, gradients)
+    )
 
 
 def biased_attention(

@@ -27,28 +27,28 @@ def attention_received(
     -------
     float32[n_tokens, heads]: sums to 1 over the tokens of a cell.
     """
-    made = performer._features(q, projection)
-    top = performer._top_of_all(made, k, offsets) if scope == "batch" else None
+    made = performer.features_of(q, projection)
+    top = performer.top_of_all(made, k, offsets) if scope == "batch" else None
     received = k.new_zeros(k.shape[:2], dtype=torch.float32)
     for start, stop in zip(offsets, offsets[1:], strict=False):
         if stop == start:
             continue
         cell = slice(start, stop)
-        sums = performer._sums(made, k, k[..., :0], cell)  # of features alone
-        its_top = performer._top(sums, scope, top)
+        sums = performer.sums_of_keys(made, k, k[..., :0], cell)  # of features alone
+        its_top = performer.top_of(sums, scope, top)
         total = sums.of_features(its_top, FEATURE_EPS)
         mean = torch.zeros_like(total)
         for part in made.parts(cell):
-            features = _features(made, q[part], None)
-            mean += features.mT @ torch.bmm(features, total).reciprocal_()
+            asking = features(made, q[part], None)
+            mean += asking.mT @ torch.bmm(asking, total).reciprocal_()
         mean /= stop - start
         for part in made.parts(cell):
-            received[part] = torch.bmm(_features(made, k[part], its_top), mean)[..., 0].T
+            received[part] = torch.bmm(features(made, k[part], its_top), mean)[..., 0].T
     return received
 
 
-def _features(made: performer._Features, x: Tensor, top: Tensor | None) -> Tensor:
+def features(made: performer.Features, x: Tensor, top: Tensor | None) -> Tensor:
     """Features of some tokens, [heads, n, n_features]; None takes the largest logit of each token."""
     scaled, logits = made.logits(x)
     largest = logits.amax(-1, keepdim=True) if top is None else top
-    return logits.sub_(performer._half(scaled) + largest).exp_().add_(FEATURE_EPS)
+    return logits.sub_(performer.half_square(scaled) + largest).exp_().add_(FEATURE_EPS)

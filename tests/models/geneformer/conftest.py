@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import anndata as ad
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -22,8 +21,6 @@ from cfm.models.geneformer import GeneformerModel
 from cfm.models.geneformer.tokenizer import GeneformerTokenizer
 from cfm.tokens import TokenBatch
 
-DATA = Path(__file__).parents[2] / "data" / "fixtures"
-
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
@@ -32,38 +29,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture
-def fixtures() -> Path:
-    """Folder of the checkpoints and of the official numbers."""
-    return DATA / "geneformer"
-
-
-@pytest.fixture(scope="session")
-def _cells() -> AnnData:
-    return ad.read_h5ad(DATA / "cells" / "cells.h5ad")
-
-
-@pytest.fixture
-def cells(_cells: AnnData) -> AnnData:
-    """48 real cells, the last two with no gene and with one: a copy of one's own."""
-    return _cells.copy()
-
-
-@pytest.fixture(scope="session")
-def _official() -> dict[str, NDArray[Any]]:
-    found = {}
-    for path in sorted((DATA / "geneformer").glob("*.npz")):
-        with np.load(path) as arrays:
-            found |= {f"{path.stem}/{name}": arrays[name] for name in arrays.files}
-    return found
-
-
-@pytest.fixture
-def official(_official: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """What the official code gave, by ``"file/array"``."""
-    return dict(_official)
 
 
 @pytest.fixture

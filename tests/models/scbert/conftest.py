@@ -5,66 +5,28 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import anndata as ad
-import numpy as np
 import pytest
 import torch
 from anndata import AnnData
-from numpy.typing import NDArray
-
-DATA = Path(__file__).parents[2] / "data" / "fixtures"
 
 
 @pytest.fixture
-def fixtures() -> Path:
-    """Folder of the checkpoints and of the official numbers."""
-    return DATA / "scbert"
-
-
-@pytest.fixture(scope="session")
-def _cells() -> AnnData:
-    return ad.read_h5ad(DATA / "cells" / "cells.h5ad")
-
-
-@pytest.fixture
-def cells(_cells: AnnData) -> AnnData:
-    """48 real cells, one of them without counts: a copy of one's own."""
-    return _cells.copy()
-
-
-@pytest.fixture(scope="session")
-def _official() -> dict[str, NDArray[Any]]:
-    found = {}
-    for path in sorted((DATA / "scbert").glob("*.npz")):
-        with np.load(path) as arrays:
-            found |= {f"{path.stem}/{name}": arrays[name] for name in arrays.files}
-    return found
-
-
-@pytest.fixture
-def official(_official: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """What the official code gave, by ``"file/array"``."""
-    return dict(_official)
-
-
-@pytest.fixture
-def pretrained(tmp_path: Path) -> Path:
+def pretrained(fixtures: Path, tmp_path: Path) -> Path:
     """A folder of one's own with the pretrained weights and their gene list alone."""
-    return _copied(tmp_path / "pretrained", "panglao_pretrain.pth", "genes.txt")
+    return _copied(fixtures, tmp_path / "pretrained", "panglao_pretrain.pth", "genes.txt")
 
 
 @pytest.fixture
-def fine_tuned(tmp_path: Path) -> Path:
+def fine_tuned(fixtures: Path, tmp_path: Path) -> Path:
     """A folder of one's own with the fine-tuned weights, their gene list and names of classes."""
-    return _copied(tmp_path / "fine_tuned", "finetune_best.pth", "genes.txt", "label_dict")
+    return _copied(fixtures, tmp_path / "fine_tuned", "finetune_best.pth", "genes.txt", "label_dict")
 
 
-def _copied(folder: Path, *names: str) -> Path:
+def _copied(fixtures: Path, folder: Path, *names: str) -> Path:
     folder.mkdir()
     for name in names:
-        shutil.copy(DATA / "scbert" / name, folder)
+        shutil.copy(fixtures / name, folder)
     return folder
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import anndata as ad
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -15,23 +14,22 @@ import torch
 from anndata import AnnData
 from numpy.typing import NDArray
 
-DATA = Path(__file__).parents[2] / "data" / "fixtures"
 FILES = ("models.ckpt", "OS_scRNA_gene_index.510.tsv", "finetune_head.safetensors")
 
 
 @pytest.fixture
-def folder() -> Path:
+def folder(fixtures: Path) -> Path:
     """A folder in the official layout, and the official numbers."""
-    return DATA / "scfoundation"
+    return fixtures
 
 
 @pytest.fixture
-def copied(tmp_path: Path) -> Path:
+def copied(fixtures: Path, tmp_path: Path) -> Path:
     """A copy that a test may damage."""
     place = tmp_path / "scFoundation"
     place.mkdir()
     for name in FILES:
-        shutil.copyfile(DATA / "scfoundation" / name, place / name)
+        shutil.copyfile(fixtures / name, place / name)
     return place
 
 
@@ -48,37 +46,11 @@ def rewrite(copied: Path) -> Callable[[Callable[[dict[str, Any]], object]], None
     return write
 
 
-@pytest.fixture(scope="session")
-def _cells() -> AnnData:
-    return ad.read_h5ad(DATA / "cells" / "cells.h5ad")
-
-
-@pytest.fixture
-def cells(_cells: AnnData) -> AnnData:
-    """48 real cells, one of them without counts: a copy of one's own."""
-    return _cells.copy()
-
-
 @pytest.fixture
 def some(_cells: AnnData, official: dict[str, NDArray[Any]]) -> AnnData:
     """Thirteen of them, of which most official numbers are."""
     rows = official["tokens/nonempty_rows"][official["cell_embeddings/rows_subset"]]
     return _cells[rows].copy()
-
-
-@pytest.fixture(scope="session")
-def _official() -> dict[str, NDArray[Any]]:
-    found = {}
-    for path in sorted((DATA / "scfoundation").glob("*.npz")):
-        with np.load(path) as arrays:
-            found |= {f"{path.stem}/{name}": arrays[name] for name in arrays.files}
-    return found
-
-
-@pytest.fixture
-def official(_official: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """What the official code gave, by ``"file/array"``."""
-    return dict(_official)
 
 
 @pytest.fixture

@@ -6,60 +6,22 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import anndata as ad
-import numpy as np
 import pytest
 import torch
 from anndata import AnnData
-from numpy.typing import NDArray
 
 from cfm.models.scgpt.checkpoint import official_tensors
 from cfm.models.scgpt.layout import Layout
 from cfm.models.scgpt.module import ScgptNetwork
 
-DATA = Path(__file__).parents[2] / "data" / "fixtures"
-
 
 @pytest.fixture
-def fixtures() -> Path:
-    """Folder of the checkpoints and of the official numbers."""
-    return DATA / "scgpt"
-
-
-@pytest.fixture(scope="session")
-def _cells() -> AnnData:
-    return ad.read_h5ad(DATA / "cells" / "cells.h5ad")
-
-
-@pytest.fixture
-def cells(_cells: AnnData) -> AnnData:
-    """48 real cells, one of them without counts: a copy of one's own."""
-    return _cells.copy()
-
-
-@pytest.fixture(scope="session")
-def _official() -> dict[str, NDArray[Any]]:
-    found = {}
-    for path in sorted((DATA / "scgpt").glob("*.npz")):
-        with np.load(path) as arrays:
-            found |= {f"{path.stem}/{name}": arrays[name] for name in arrays.files}
-    return found
-
-
-@pytest.fixture
-def official(_official: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """What the official code gave, by ``"file/array"``."""
-    return dict(_official)
-
-
-@pytest.fixture
-def copied(tmp_path: Path) -> Callable[[str], Path]:
+def copied(fixtures: Path, tmp_path: Path) -> Callable[[str], Path]:
     """``copied("human")``: a copy of a checkpoint's folder that a test may damage."""
 
     def copy(name: str) -> Path:
-        return Path(shutil.copytree(DATA / "scgpt" / name, tmp_path / name))
+        return Path(shutil.copytree(fixtures / name, tmp_path / name))
 
     return copy
 
