@@ -1,4 +1,4 @@
-"""``adata.cfm``: `tokenize`, `embed` and `annotate` as methods of an AnnData object."""
+"""``adata.cfm``: what works on one AnnData object, as its methods."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ _METHODS = {
     "tokenize": "cfm.pp",
     "embed": "cfm.tl",
     "annotate": "cfm.tl",
+    "integrate": "cfm.tl",
+    "enhance": "cfm.tl",
 }
 
 

@@ -178,3 +178,24 @@ def test_labels_key_without_a_column_lists_the_columns(cells, pbmc, save, capsys
     words = ["--reference", str(reference), "--labels-key", "celltype"]
     assert main(["annotate", str(cells), "--inplace", *words]) == 1
     assert "It has ['bulk_labels', 'n_counts', 'cell_type']" in capsys.readouterr().err
+
+
+def test_integrate_writes_what_the_function_writes(few, kind, save, tmp_path, read, content):
+    few.obs["half"] = ["odd", "even"] * (few.n_obs // 2)
+    cells, out = save(few, f"cells.{kind}"), tmp_path / f"out.{kind}"
+    before = content(cells)
+    assert main(["integrate", str(cells), "-o", str(out), "--batch-key", "half"]) == 0
+    cfm.tl.integrate(few, batch_key="half")
+    _assert_equal_to_memory(read(out), few, "X_cfm_integrated")
+    assert content(cells) == before
+
+
+def test_integrate_takes_vectors_that_are_there(few, kind, save, tmp_path, read):
+    few.obs["half"] = ["odd", "even"] * (few.n_obs // 2)
+    cfm.tl.embed(few)
+    cells, out = save(few, f"cells.{kind}"), tmp_path / f"out.{kind}"
+    words = ["--batch-key", "half", "--method", "harmony", "--use-rep", "X_cfm"]
+    assert main(["integrate", str(cells), "-o", str(out), *words]) == 0
+    found = read(out)
+    assert set(found.obsm) >= {"X_cfm", "X_cfm_integrated"}
+    _same(found.obsm["X_cfm"], few.obsm["X_cfm"])

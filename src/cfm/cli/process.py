@@ -1,4 +1,4 @@
-"""``cfm embed``, ``cfm annotate``, ``cfm tokenize`` and ``cfm enhance``: a file in, the same file with results out."""
+"""``cfm embed``, ``annotate``, ``integrate``, ``tokenize`` and ``enhance``: a file in, the same file with results out."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def add_commands(commands: Commands) -> None:
     """Add the four commands."""
     _add_embed(commands)
     _add_annotate(commands)
+    _add_integrate(commands)
     _add_tokenize(commands)
     _add_enhance(commands)
 
@@ -81,6 +82,36 @@ lists their labels.""",
     add_option(parser)
     add_device(parser)
     add_key(parser, "cfm_label")
+    add_output(parser)
+    add_reading(parser)
+    finish(parser)
+
+
+def _add_integrate(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "integrate",
+        _integrate,
+        summary="put cells of several batches into one space",
+        description="""\
+Put cells of several batches into one space, in which like cells lie together: obsm["X_cfm_integrated"]. What is special about
+a batch is taken out, be it chemistry or biology; a condition that batches differ in stays if it is named. All counts are
+held in memory. Go on with sc.pp.neighbors(adata, use_rep="X_cfm_integrated").""",
+        examples="""\
+  cfm integrate cells.h5ad -o integrated.h5ad --batch-key donor
+  cfm integrate cells.h5ad -o integrated.h5ad --batch-key donor --condition-key disease""",
+    )
+    _add_cells(parser)
+    parser.add_argument("--batch-key", required=True, metavar="COLUMN", help="column of obs with the batch")
+    parser.add_argument("--condition-key", metavar="COLUMN", help="column of obs whose differences are to stay")
+    parser.add_argument("--method", choices=("auto", "harmony", "zero_shot"), default="auto",
+                        help="Harmony on components of the counts and the model's vectors, on the vectors alone, or the vectors "
+                        "as they are (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--use-rep", metavar="KEY", help="key in obsm with vectors to take in the place of a model's")
+    add_model(parser)
+    add_option(parser)
+    add_device(parser)
+    add_key(parser, "X_cfm_integrated")
     add_output(parser)
     add_reading(parser)
     finish(parser)
@@ -165,6 +196,13 @@ def _annotate(args: argparse.Namespace) -> None:
     print(columns(labels_found(*(pd.Series(results.obs[name]) for name in (key, f"{key}_confidence")))))
 
 
+def _integrate(args: argparse.Namespace) -> None:
+    from cfm.tl import integrate
+
+    options = _given(args, *_READING, "batch_key", "condition_key", "method", "use_rep", "device")
+    _process(args, lambda adata: integrate(adata, **options), obsm=args.use_rep is not None, obs=True)
+
+
 def _tokenize(args: argparse.Namespace) -> None:
     from cfm.pp import tokenize
 
@@ -188,19 +226,21 @@ def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
     return given | dict(args.option)
 
 
-def _process(args: argparse.Namespace, work: Callable[[AnnData], object], *, obsm: bool = False) -> AnnData:
+def _process(
+    args: argparse.Namespace, work: Callable[[AnnData], object], *, obsm: bool = False, obs: bool = False
+) -> AnnData:
     """Open, work, write, and say what was written."""
     from .reading import open_cells
     from .writing import SLOTS, choose_target, write_results
 
     target = choose_target(args.cells, None if args.inplace else args.output, overwrite=args.overwrite)
     # Options may name columns of obs.
-    with open_cells(args.cells, obsm=obsm, obs=bool(args.option)) as adata:
+    with open_cells(args.cells, obsm=obsm, obs=obs or bool(args.option)) as adata:
         given = {slot: dict(getattr(adata, slot)) for slot in ("obsm", "layers")}
-        obs, var = (cast("pd.DataFrame", frame).copy() for frame in (adata.obs, adata.var))
+        cells, genes = (cast("pd.DataFrame", frame).copy() for frame in (adata.obs, adata.var))
         work(adata)
         after = cast("pd.DataFrame", adata.obs)
-        adata.obs, adata.var = _new_columns(after, obs), _new_columns(cast("pd.DataFrame", adata.var), var)
+        adata.obs, adata.var = _new_columns(after, cells), _new_columns(cast("pd.DataFrame", adata.var), genes)
         for slot, matrices in given.items():
             for key, matrix in matrices.items():
                 if key is not None and getattr(adata, slot)[key] is matrix:  # read for the work, not made by it
