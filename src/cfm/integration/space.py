@@ -90,7 +90,7 @@ def expression(source: CountSource, batches: Batches) -> Expression:
     return Expression(sp.csr_matrix(adata.X), sp.csr_matrix(adata.layers["counts"]))
 
 
-def build_space(values: sp.csr_matrix, embedding: NDArray[np.floating], batches: Batches, *, seed: int = 0) -> Space:
+def build_space(values: sp.csr_matrix, embedding: NDArray[np.floating], batches: Batches) -> Space:
     """Put principal components and, if they help, the vectors of a model side by side, with equal weight.
 
     Whether they help is measured without labels: how much of the variance of half of the genes a cell's nearest neighbours
@@ -105,11 +105,9 @@ def build_space(values: sp.csr_matrix, embedding: NDArray[np.floating], batches:
         float[n_cells, dim].
     batches
         Of the cells.
-    seed
-        Which half of the genes.
     """
     components = principal_components(values, N_COMPONENTS)
-    explained = _explained(values, embedding, batches, seed)
+    explained = _explained(values, embedding, batches)
     helps = explained["model"] >= MIN_SHARE * explained["pca"] or explained["pca"] < _LITTLE
     parts = {"pca": components} | ({"model": embedding} if helps else {})
     logger.info(
@@ -135,11 +133,11 @@ def principal_components(values: sp.csr_matrix, n: int) -> NDArray[np.float32]:
     return np.asarray(found, np.float32)
 
 
-def _explained(values: sp.csr_matrix, embedding: NDArray[np.floating], batches: Batches, seed: int) -> dict[str, float]:
+def _explained(values: sp.csr_matrix, embedding: NDArray[np.floating], batches: Batches) -> dict[str, float]:
     """Explained variance of held-out genes, over all batches with enough cells."""
     from sklearn.neighbors import NearestNeighbors
 
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     genes = generator.permutation(values.shape[1])
     seen, asked = genes[: len(genes) // 2], genes[len(genes) // 2 :]
     cells = np.arange(values.shape[0])
