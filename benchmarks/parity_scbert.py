@@ -160,9 +160,9 @@ def features(report: Report, bins: Tensor) -> None:
     made = performer.features_of(q, layer.projection)
     for kind, n_cells in (("single", 1), ("batch", len(selected))):
         largest = performer.top_of_all(made, k, network.offsets(n_cells))
-        key = received.features(made, k[:n], largest)
+        key = _features(made, k[:n], largest)
         report.check(f"model/{kind}_kmax", largest, 1e-6)
-        report.check(f"model/{kind}_qfeat", received.features(made, q[:n_shown], None) * scale, STATES)
+        report.check(f"model/{kind}_qfeat", _features(made, q[:n_shown], None) * scale, STATES)
         report.check(f"model/{kind}_kfeat", key[:, :n_shown] * scale, STATES)
         report.check(f"model/{kind}_ksum", key.sum(1) * scale, STATES)
 
@@ -208,12 +208,17 @@ def attention(report: Report, bins: Tensor) -> None:
         report.check(f"attention/layer{i}_colmean", torch.stack([mean for _, mean in found]), 1e-7)
 
 
+def _features(made: performer.Features, x: Tensor, top: Tensor | None) -> Tensor:
+    """Features of tokens, [heads, n, n_features], all at once."""
+    return torch.cat([received.features(made, part, top).clone() for part in x.split(made.rows)], 1)
+
+
 def _rows(layer: PerformerLayer, x: Tensor, n_rows: int) -> Tensor:
     """Attention of the first positions of a cell to all, mean over heads; by the features, for a few rows only."""
     q, k, _ = layer.heads_of(x)
     made = performer.features_of(q, layer.projection)
-    query = received.features(made, q[:n_rows], None).double()
-    key = received.features(made, k, performer.top_of_all(made, k, [0, len(k)])).double()
+    query = _features(made, q[:n_rows], None).double()
+    key = _features(made, k, performer.top_of_all(made, k, [0, len(k)])).double()
     weights = torch.einsum("hqm,hkm->hqk", query, key) / torch.einsum("hqm,hm->hq", query, key.sum(1))[..., None]
     return weights.mean(0)
 

@@ -24,8 +24,8 @@ SCOPES = ("head", "cell", "batch")
 """Over what the largest key feature is taken: each cell and head; each cell; all that is passed."""
 
 _CACHED = 2**19
-"""Numbers that stay in the caches of two processors: 2 MiB of float32. The number of threads must not enter: other parts, other
-bits."""
+"""Numbers of a part on the CPU: 2 MiB of float32, which was fastest of 2^17 to 2^21. The number of threads must not enter: other
+parts, other bits."""
 
 _ON_GPU = 2**25
 """Numbers that a GPU has at hand: it needs many at once, to be busy."""
@@ -42,11 +42,17 @@ class Features(NamedTuple):
         width^(-1/4).
     rows
         Tokens of a part. It depends on nothing of the other cells, so a cell alone has the same bits.
+    across
+        `w` the other way round, [width, n_features]: products with it are faster.
+    memory
+        Where logits of a part are made, one part after the other: new memory would cost as much as the product.
     """
 
     w: Tensor
     scale: float
     rows: int
+    across: Tensor
+    memory: Tensor
 
     def parts(self, cell: slice) -> Iterator[slice]:
         """The tokens of a cell, some at a time."""
@@ -58,9 +64,10 @@ class Features(NamedTuple):
         return self.w.new_empty((x.shape[1], x.shape[0], x.shape[2])).copy_(x.transpose(0, 1))
 
     def logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Scaled tokens c x, [heads, n, width], and logits w.cx, [heads, n, n_features]."""
+        """Scaled tokens c x, [heads, n, width], and logits w.cx, [heads, n, n_features], good until the next call."""
         scaled = self.heads_first(x).mul_(self.scale)
-        return scaled, torch.mm(scaled.flatten(0, 1), self.w.T).unflatten(0, scaled.shape[:2])
+        flat = scaled.flatten(0, 1)
+        return scaled, torch.mm(flat, self.across, out=self.memory[: len(flat)]).unflatten(0, scaled.shape[:2])
 
 
 class Sums(NamedTuple):
@@ -129,7 +136,9 @@ def features_of(q: Tensor, projection: Tensor) -> Features:
     """How the features of some tokens are made."""
     w = projection.detach().to(q.device, composite.lse_dtype(q))
     room = _CACHED if q.device.type == "cpu" else _ON_GPU
-    return Features(w, q.shape[-1] ** -0.25, max(16, room // max(1, q.shape[1] * len(w))))
+    rows = max(16, room // max(1, q.shape[1] * len(w)))
+    memory = w.new_empty((q.shape[1] * min(rows, max(1, len(q))), len(w)))
+    return Features(w, q.shape[-1] ** -0.25, rows, w.T.contiguous(), memory)
 
 
 def top_of(sums: Sums, scope: str, top: Tensor | None) -> Tensor:

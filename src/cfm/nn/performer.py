@@ -10,6 +10,9 @@ from .attention import Scope, performer_attention
 from .received import attention_received
 from .rows import by_rows
 
+_ROWS = 1024
+"""Rows of a matrix product. Cells of a Performer are long and its layers narrow: larger products than elsewhere pay."""
+
 
 class PerformerLayer(nn.Module):
     """Attention with random features, then two linear layers with a GELU between; norms stand before each.
@@ -57,15 +60,15 @@ class PerformerLayer(nn.Module):
         offsets, scope
             As in `cfm.nn.attention.performer_attention`.
         """
-        return by_rows(self._after, x, self._context(x, offsets, scope))
+        return by_rows(self._after, x, self._context(x, offsets, scope), rows=_ROWS)
 
     def attended(self, x: Tensor, offsets: list[int], scope: Scope = "cell") -> Tensor:
         """The first half of the layer: the tokens with their attention added. Parameters as in `forward`."""
-        return by_rows(self._joined, x, self._context(x, offsets, scope))
+        return by_rows(self._joined, x, self._context(x, offsets, scope), rows=_ROWS)
 
     def fed(self, x: Tensor) -> Tensor:
         """The second half, from what `attended` gives."""
-        return by_rows(self._fed, x)
+        return by_rows(self._fed, x, rows=_ROWS)
 
     def received(self, x: Tensor, offsets: list[int], scope: Scope = "cell") -> Tensor:
         """Attention that each token gets in this layer, float[n_tokens]: the mean over heads and over the cell's queries."""
@@ -74,9 +77,10 @@ class PerformerLayer(nn.Module):
 
     def heads_of(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of the normed tokens, each float[n_tokens, heads, width]."""
-        normed = by_rows(self.norm1, x)
+        normed = by_rows(self.norm1, x, rows=_ROWS)
         query, key, value = (
-            by_rows(part, normed).unflatten(1, (self.heads, -1)) for part in (self.query, self.key, self.value)
+            by_rows(part, normed, rows=_ROWS).unflatten(1, (self.heads, -1))
+            for part in (self.query, self.key, self.value)
         )
         return query, key, value
 
