@@ -65,6 +65,10 @@ class GeneMatch:
         """Columns that match."""
         return int((self.tokens >= 0).sum())
 
+    def exact(self, tokens: Mapping[str, int], spelt: Callable[[str], str] = str) -> NDArray[np.int32]:
+        """int32, one per column: the token of exactly its name (as `spelt`), or -1: as official codes match."""
+        return np.array([tokens.get(spelt(str(name)), -1) for name in self.names], np.int32)
+
 
 def read_gene_table(path: str | Path) -> dict[str, str]:
     """Read a user's own table: first column the name in the data, second a human symbol or Ensembl id.

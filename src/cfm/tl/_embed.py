@@ -130,7 +130,17 @@ def embed(
         _warn_of_few_genes(prepared.coverage())
         facts = prepared.facts()
     else:
-        result = infer.run(loaded, _stored(adata, tokens, loaded), adata.n_obs, settings.pack_tokens, genes=contextual)
+        batches = _stored(adata, tokens, loaded)
+        made = adata.uns[records.UNS][tokens].get("options", {})
+        if "compat" in made and "compat" not in options:  # it decides about more than tokens
+            loaded = models.load(
+                model,
+                device=device,
+                species=species or _species_of(adata, tokens),
+                **options,
+                compat=str(made["compat"]),
+            )
+        result = infer.run(loaded, batches, adata.n_obs, settings.pack_tokens, genes=contextual)
         logger.info("embed: tokens from obsm[%r]; %s on %s", tokens, loaded.spec.name, loaded.device)
         made_with = _token_options(adata, tokens, loaded, options)
         facts = adata.uns[records.UNS][tokens] | {"device": str(loaded.device), "tokens": tokens}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from anndata import AnnData
@@ -252,8 +253,31 @@ def test_a_list_that_repeats_a_gene(pretrained: Path) -> None:
         load(pretrained)
 
 
+def test_a_list_by_its_name_beside_the_weights(pretrained: Path) -> None:
+    (pretrained / "genes.txt").rename(pretrained / "mine.txt")
+    assert len(load(pretrained, gene_list="mine.txt").vocabulary) == 400
+
+
+def test_other_files_of_cells_do_not_stand_in_the_way(pretrained: Path, cells: AnnData) -> None:
+    symbols = (pretrained / "genes.txt").read_text().split()
+    (pretrained / "genes.txt").unlink()
+    (pretrained / "a.h5ad").write_bytes(b"no cells")
+    cells.write_h5ad(pretrained / "b.h5ad")
+    AnnData(np.zeros((1, 400), np.float32), var=pd.DataFrame(index=symbols)).write_h5ad(pretrained / "c.h5ad")
+    assert list(load(pretrained).vocabulary.symbols) == symbols
+
+
+def test_names_of_classes_for_a_model_without(pretrained: Path) -> None:
+    with pytest.raises(
+        OptionError, match="labels= goes with a fine-tuned model, and panglao_pretrain.pth has no classifier"
+    ):
+        load(pretrained, labels="label_dict")
+
+
 def test_a_list_that_is_no_file(pretrained: Path) -> None:
-    with pytest.raises(OptionError, match=r"gene_list='nowhere.txt' is no file"):
+    with pytest.raises(
+        OptionError, match=r"gene_list='nowhere.txt': there is no such file, here or in .*Give the gene order"
+    ):
         load(pretrained, gene_list="nowhere.txt")
 
 
@@ -304,7 +328,7 @@ def test_class_names_elsewhere_or_nowhere(fine_tuned: Path, tmp_path: Path) -> N
     assert model.classes == ()
     with pytest.raises(UnsupportedOutput, match="no names for its classes. Put the label_dict"):
         model.classify(np.zeros((1, 4), np.float32))
-    with pytest.raises(OptionError, match="labels='nowhere' is no file"):
+    with pytest.raises(OptionError, match="labels='nowhere': there is no such file"):
         load(fine_tuned, labels="nowhere")
 
 

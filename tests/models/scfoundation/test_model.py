@@ -274,6 +274,21 @@ def test_a_whole_fine_tuned_file(copied: Path, folder: Path, cells: AnnData, off
         output("logits", six, copied, head=str(copied / "other.safetensors"))
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_int8_logits_are_close(copied: Path, folder: Path, cells: AnnData, official: Official, whole: bool) -> None:
+    head = load_file(folder / HEAD)
+    if whole:
+        tensors = {name.removeprefix(PREFIX): t for name, t in load_file(folder / "gene.safetensors").items()}
+        encoder = {name: t for name, t in tensors.items() if name.startswith(("token_emb.", "pos_emb.", "encoder."))}
+        head = encoder | {f"fc1.{name}": t for name, t in head.items()}
+    save_file(head, copied / "head.safetensors")
+    six = cells[rows_of(official)].copy()
+    expected, found = (
+        output("logits", six, copied, head="head.safetensors", precision=p).ravel() for p in ("float32", "int8")
+    )
+    assert 0.999 < expected @ found / np.linalg.norm(expected) / np.linalg.norm(found) < 1
+
+
 def test_heads_that_are_none(copied: Path, folder: Path, cells: AnnData) -> None:
     with pytest.raises(OptionError, match="head='nothing.pt': there is no such file"):
         models.load(folder, device="cpu", head="nothing.pt")

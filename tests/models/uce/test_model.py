@@ -165,6 +165,13 @@ def test_vectors_have_length_1_and_genes_are_counted_once(cells: AnnData, fixtur
     assert any("1 of 48 cells have no gene that the model reads" in message for message in said)
 
 
+def test_stored_tokens_of_the_official_mode_go_on_in_it(cells: AnnData, fixtures: Path) -> None:
+    official = {"compat": "official", "batch_size": 4, **SHORT}
+    expected = vectors(cells, fixtures, **official).copy()
+    cfm.pp.tokenize(cells, model=fixtures, **official)
+    np.testing.assert_array_equal(vectors(cells, fixtures, tokens="cfm_tokens"), expected)
+
+
 def test_stored_tokens_give_the_same_vectors(cells: AnnData, fixtures: Path) -> None:
     expected = vectors(cells, fixtures, **SHORT).copy()
     genes = cells.obs["cfm_n_genes"].copy()
@@ -340,6 +347,8 @@ def test_a_species_of_your_own_needs_all_of_it(mouse_cells: AnnData, fixtures: P
             vectors(mouse_cells, fixtures, **{k: v for k, v in options.items() if k != lacking})
     with pytest.raises(OptionError, match=r"chromosomes='nowhere.csv': there is no such file"):
         vectors(mouse_cells, fixtures, **{**options, "chromosomes": "nowhere.csv"})
+    with pytest.raises(OptionError, match="taxon='rat': type a whole number"):
+        vectors(mouse_cells, fixtures, **{**options, "taxon": "rat"})
     with pytest.raises(OptionError, match=r"no gene whose column species says 'rat'"):
         vectors(mouse_cells, fixtures, **{**options, "species": "rat"})
     torch.save({"Actb": torch.ones(7)}, tmp_path / "narrow.pt")
@@ -410,6 +419,8 @@ def test_repeated_symbols_are_added(cells: AnnData, fixtures: Path) -> None:
         ({"seed": 2**40, "compat": "official"}, "seeds are below"),
         ({"compat": "oficial"}, "compat='oficial' is unknown"),
         ({"filter": True}, "filter=True is unknown"),
+        ({"batch_size": 4}, "batch_size= goes with compat='official'"),
+        ({"taxon": 10116}, "taxon= goes with protein_file= and chromosomes="),
         ({"batch_size": 0.5, "compat": "official"}, "batch_size=0.5"),
         ({"heads": 5}, "heads=5 does not divide vectors of 32"),
         ({"weights": "x.torch"}, r"weights='x.torch' is no file of weights.*tiny_model\.torch"),

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from cfm._core.errors import CheckpointError, OptionError
+from cfm.models.given import find_file
 from cfm.models.pickles import read_array
 from cfm.models.weights import read_saved, read_tensors
 
@@ -101,10 +102,9 @@ def read_classes(folder: Path, given: str | Path | None, n_classes: int) -> tupl
     CheckpointError
         The file is damaged or hostile, or names another number of classes.
     """
-    path = folder / LABELS if given is None else Path(str(given)).expanduser()
-    if not path.is_file():
-        if given is not None:
-            raise OptionError(f"labels={str(given)!r} is no file. Name the label_dict that fine-tuning wrote.")
+    if given is not None:
+        path = find_file(given, "labels", folder, "Name the label_dict that fine-tuning wrote.")
+    elif not (path := folder / LABELS).is_file():
         return ()
     names = tuple(map(str, read_array(path, _HOLDS).ravel()))
     if len(names) != n_classes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -13,9 +14,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from cfm._core.errors import CheckpointError, OptionError
+from cfm._core.errors import CheckpointError
 from cfm._core.logging import logger
 from cfm.genes import GeneMatch, Vocabulary
+from cfm.models.given import find_file
 
 NAMES = ("genes.txt", "gene_list.txt", "genes.tsv", "vocab.json")
 """What the list is called beside the weights; after these any .h5ad is looked at."""
@@ -50,7 +52,7 @@ def read_genes(folder: Path, given: str | Path | None, n_genes: int | None) -> l
     CheckpointError
         No list, or one that is damaged, repeats a gene, or has another length.
     """
-    path = _beside(folder, n_genes) if given is None else _given(given)
+    path = _beside(folder, n_genes) if given is None else find_file(given, "gene_list", folder, _HOW)
     names = _names(path)
     if n_genes is not None and len(names) != n_genes:
         raise CheckpointError(
@@ -70,11 +72,10 @@ def columns_of(match: GeneMatch, vocabulary: Vocabulary, *, official: bool) -> N
     symbol) counts where none bears the name of the list. `official` takes the first column of exactly that name, and none else.
     """
     if official:
-        place = {name: i for i, name in enumerate(vocabulary.symbols)}
-        tokens = np.full(len(match.names), -1, np.int32)
-        for column, name in enumerate(match.names.tolist()):
-            tokens[column] = place.pop(name, -1)
-        return tokens
+        tokens = match.exact({name: i for i, name in enumerate(vocabulary.symbols)})
+        first = np.zeros(len(tokens), bool)
+        first[np.unique(tokens, return_index=True)[1]] = True
+        return np.where(first, tokens, np.int32(-1))
     tokens = match.tokens.copy()
     symbols = np.array(["", *vocabulary.symbols], str)[tokens + 1]
     exact = set(tokens[(match.names == symbols) & (tokens >= 0)].tolist())
@@ -85,22 +86,21 @@ def columns_of(match: GeneMatch, vocabulary: Vocabulary, *, official: bool) -> N
     return tokens
 
 
-def _given(given: str | Path) -> Path:
-    path = Path(str(given)).expanduser()
-    if not path.is_file():
-        raise OptionError(f"gene_list={str(given)!r} is no file. {_HOW}")
-    return path
-
-
 def _beside(folder: Path, n_genes: int | None) -> Path:
     """The list beside the weights. Of several .h5ad, which may be anyone's cells, the one with the right number of genes."""
     for name in NAMES:
         if (folder / name).is_file():
             return folder / name
     files = sorted(folder.glob("*.h5ad"))
+    if n_genes is None and len(files) > 1:
+        raise CheckpointError(
+            f"{folder} has several .h5ad files, {[path.name for path in files]}, and no tensor tells how many genes the model has. "
+            "Type gene_list='FILE'."
+        )
     for path in files:
-        if n_genes is None or len(_names(path)) == n_genes:
-            return path
+        with contextlib.suppress(CheckpointError):  # it may be anything, and need not be the list
+            if n_genes is None or len(_names(path)) == n_genes:
+                return path
     there = sorted(path.name for path in folder.iterdir())
     genes = f" of {n_genes:,} genes" if n_genes else ""
     raise CheckpointError(f"{folder} has no gene list{genes}. It holds {there}. {_HOW}")

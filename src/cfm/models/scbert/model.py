@@ -124,6 +124,11 @@ class ScbertModel:
         genes = read_genes(folder, gene_list, None if n_positions is None else n_positions - 1)
         found = checkpoint.network_of(tensors, len(genes), path)
         layout = found.network.layout
+        if layout.classes is None and labels is not None:
+            raise OptionError(
+                f"labels= goes with a fine-tuned model, and {path.name} has no classifier. Leave it out, or type weights= with "
+                "the name of the fine-tuned file."
+            )
         classes = () if layout.classes is None else files.read_classes(folder, labels, layout.classes[-1])
         if chosen == "int8":
             to_int8(found.network.layers)

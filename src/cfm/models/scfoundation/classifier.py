@@ -41,9 +41,9 @@ class Classifier(nn.Module):
         Number of classes.
     """
 
-    def __init__(self, encoder: Encoder, dim: int, hidden: int, n_classes: int) -> None:
+    def __init__(self, encoder: Encoder | nn.Identity, dim: int, hidden: int, n_classes: int) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder: Encoder | nn.Identity = encoder
         self.norm = nn.BatchNorm1d(dim, eps=1e-6, affine=False)
         self.linear1, self.linear2 = nn.Linear(dim, hidden), nn.Linear(hidden, n_classes)
 
@@ -86,11 +86,12 @@ def read_classifier(path: Path, shape: Shape, encoder: Encoder) -> Classifier:
     if not any(name.startswith("norm.") for name in ours):  # without statistics, those before training
         ours |= {"norm.running_mean": torch.zeros(shape.dim), "norm.running_var": torch.ones(shape.dim)}
     ours.setdefault("norm.num_batches_tracked", torch.tensor(0))
-    if not whole:
-        ours |= {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
     with torch.device("meta"):
-        classifier = Classifier(Encoder(shape), shape.dim, len(ours["linear1.weight"]), len(ours["linear2.weight"]))
+        own = Encoder(shape) if whole else nn.Identity()
+        classifier = Classifier(own, shape.dim, len(ours["linear1.weight"]), len(ours["linear2.weight"]))
     fill(classifier, ours, where=path, advice=_ADVICE, called=_official)
+    if not whole:
+        classifier.encoder = encoder
     return classifier.eval().requires_grad_(False)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from cfm._core.errors import CheckpointError, OptionError
+from cfm._core.errors import CheckpointError
 from cfm._core.logging import logger
 from cfm._core.resources import sha256
 from cfm.genes import Vocabulary
+from cfm.models.given import find_file
 
 PATTERN = "OS_scRNA_gene_index*.tsv"
 OFFICIAL_SIZE = 19_264
@@ -30,7 +31,7 @@ def find_list(folder: Path, given: str | Path | None) -> Path:
         The one that was given does not exist.
     """
     if given is not None:
-        return find_file(folder, given, "gene_list")
+        return find_file(given, "gene_list", folder)
     found = sorted(folder.glob(PATTERN))
     if len(found) == 1:
         return found[0]
@@ -38,15 +39,6 @@ def find_list(folder: Path, given: str | Path | None) -> Path:
         raise CheckpointError(f"{folder} has several gene lists: {[p.name for p in found]}. Type gene_list=FILE.")
     there = sorted(path.name for path in folder.iterdir())
     raise CheckpointError(f"{folder} has no gene list ({PATTERN}). {_WHERE} The folder holds {there}.")
-
-
-def find_file(folder: Path, given: str | Path, option: str) -> Path:
-    """A file that a user named, as a path or as its name in the folder of the model."""
-    path = Path(given).expanduser()
-    for place in (path, folder / path):
-        if place.is_file():
-            return place
-    raise OptionError(f"{option}={str(given)!r}: there is no such file, here or in {folder}.")
 
 
 def read_list(path: Path, n_genes: int) -> Vocabulary:

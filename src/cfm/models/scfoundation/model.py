@@ -17,14 +17,15 @@ from cfm._core.errors import CheckpointError, OptionError, UnsupportedOutput
 from cfm._core.resources import sha256
 from cfm.genes import GeneMatch, Vocabulary
 from cfm.models.contract import NO_COLUMNS, ModelSpec, ObsColumn, Pack
+from cfm.models.given import find_file
 from cfm.models.weights import LoadReport
 from cfm.nn.attention import Scope
 from cfm.nn.precision import Precision, autocast, choose_precision, to_int8
 
 from . import checkpoint
 from .classifier import Classifier, read_classifier
-from .genes import find_file, find_list, read_list
-from .module import N_DEPTHS, Pool, ScfoundationNetwork, pooled
+from .genes import find_list, read_list
+from .module import N_DEPTHS, Encoder, Pool, ScfoundationNetwork, pooled
 from .options import Choices, Input, Weights, check_known
 from .tokenizer import ScfoundationTokenizer
 
@@ -164,7 +165,11 @@ class ScfoundationModel:
         model._keep(first, network, report)
         if head is not None:
             of = model.network(model._source("logits"))
-            model.classifier = read_classifier(find_file(folder, head, "head"), of.shape, of.encoder).to(device)
+            classifier = read_classifier(find_file(head, "head", folder), of.shape, of.encoder)
+            own = classifier.encoder
+            if chosen == "int8" and isinstance(own, Encoder) and own is not of.encoder:
+                to_int8(own.layers)
+            model.classifier = classifier.to(device)
         return model
 
     def tokenizer(self, match: GeneMatch, columns: Mapping[str, NDArray[Any]] = NO_COLUMNS) -> ScfoundationTokenizer:
@@ -173,8 +178,7 @@ class ScfoundationModel:
         name = "" if totals is None else self.obs_columns[_TOTAL].name
         tokens = match.tokens
         if self.choices.official:
-            exact = {symbol: token for token, symbol in enumerate(self.vocabulary.symbols)}
-            tokens = np.array([exact.get(str(gene), -1) for gene in match.names], np.int32)
+            tokens = match.exact({symbol: token for token, symbol in enumerate(self.vocabulary.symbols)})
         return ScfoundationTokenizer(tokens, len(self.vocabulary), self.choices, totals, name)
 
     @torch.inference_mode()
@@ -188,7 +192,7 @@ class ScfoundationModel:
         if unknown := outputs - self.spec.outputs:
             raise UnsupportedOutput(f"{self.spec.name} gives {sorted(self.spec.outputs)}, not {sorted(unknown)}.")
         assert pack.values is not None
-        kept = self._kept(pack)
+        kept = self._kept(pack) if outputs - {"logits"} else None
         found: dict[str, Tensor] = {}
         with autocast(self.device, self.precision):
             for key in sorted({self._source(output) for output in outputs - {"logits"}}):
@@ -214,6 +218,9 @@ class ScfoundationModel:
             found["cell"] = pooled(tokens, places, self.choices.pool)
         if "token" in outputs:
             found["token"] = tokens
+            if kept is not None:  # tokens that the official code drops have no vector
+                found["token"] = tokens.new_zeros(len(pack.ids), tokens.shape[1])
+                found["token"][kept] = tokens
         if not outputs.isdisjoint(_GENES):
             found |= self._genes(network, tokens, pack, kept, outputs)
         return found

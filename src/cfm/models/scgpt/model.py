@@ -162,9 +162,13 @@ class ScgptModel:
         self._check_batches(columns.get(_BATCH))
         choices, cls = self.choices, self.token_ids[files.CLS]
         if choices.official:
-            tokens = np.array([self.token_ids.get(str(gene), -1) for gene in match.names], np.int32)
             return OfficialTokenizer(
-                tokens, cls, choices.cls_value, choices.n_bins - 1, choices.max_length, choices.seeds
+                match.exact(self.token_ids),
+                cls,
+                choices.cls_value,
+                choices.n_bins - 1,
+                choices.max_length,
+                choices.seeds,
             )
         ids = self.gene_tokens().astype(np.int32)
         return ScgptTokenizer(

@@ -121,6 +121,10 @@ def _unpack(archive: Path) -> dict[str, list[str]]:
         for species, path in _members(archive):
             found[species] = list(symbols_of(protein_vectors(path)))
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, EOFError):
+            raise CheckpointError(
+                f"{archive} cannot be unpacked into {tempfile.gettempdir()}: {error}. Free space there, or set TMPDIR."
+            ) from error
         size = archive.stat().st_size
         msg = f"{archive} ({size:,} bytes) is no intact archive: {error}. It is damaged or cut short. Copy it again."
         raise CheckpointError(msg) from error

@@ -15,6 +15,7 @@ from cfm._core.errors import OptionError, UnsupportedOutput
 from cfm._core.logging import logger
 from cfm.genes import GeneMatch, Vocabulary, human_genes, mouse_orthologs
 from cfm.models.contract import NO_COLUMNS, ModelSpec, ObsColumn, Pack, Tokenizer
+from cfm.models.given import find_file
 from cfm.models.weights import LoadReport
 from cfm.nn.precision import Precision, autocast, choose_precision, to_int8
 
@@ -22,7 +23,7 @@ from . import checkpoint
 from .gene_lists import ARCHIVE, ENDING, protein_vectors, symbols_of
 from .module import UceNetwork, unit
 from .official import OfficialTokenizer
-from .options import Choices, existing
+from .options import Choices
 from .species import CHROMOSOMES, FIRST_GENE, OFFSETS, PAD, Genes, checked_species, new_genes, trained_genes
 from .table import NewRows, ProteinRows, TokenVectors, TrainedRows
 from .tokenizer import Atlas, UceTokenizer
@@ -78,9 +79,9 @@ class UceModel:
         weights: str | None = None,
         protein_file: str | Path | None = None,
         chromosomes: str | Path | None = None,
-        taxon: int = 0,
+        taxon: int | None = None,
         compat: Literal["official"] | None = None,
-        batch_size: int = 25,
+        batch_size: int | None = None,
     ) -> Self:
         """Read a folder with the files of an official checkpoint.
 
@@ -109,19 +110,19 @@ class UceModel:
             express fewer than 25 genes a vector of zeros, where the official code drops them. ``"none"`` does neither,
             which is the default but with `compat`.
         heads
-            Number of attention heads, for networks of other than the published sizes.
+            Number of attention heads. None takes ``nhead`` of a config.json beside the weights, else heads of 64 numbers.
         weights
             Which file has the weights, where a folder holds several.
         protein_file, chromosomes
             Of a species that UCE was not trained on: a file of torch.save with a vector for each symbol, and a table with
             the columns gene_symbol, chromosome, start and species.
         taxon
-            With these: the seed of the vectors of its chromosomes, by official custom its number at NCBI.
+            With these: the seed of the vectors of its chromosomes, by official custom its number at NCBI; None is 0.
         compat
             ``"official"`` draws with the generator and in the order of the official code and pads batches as it does,
             for comparing. A vector then depends on the cells before and beside it, and symbols match exactly but for case.
         batch_size
-            Cells of a batch, with `compat`; 1 takes no pads.
+            Cells of a batch, with `compat`; 1 takes no pads, None is 25.
 
         Raises
         ------
@@ -131,7 +132,10 @@ class UceModel:
             An option has no such value, or UCE does not know the species.
         """
         chosen = choose_precision(precision, device)
-        proteins, places = existing("protein_file", protein_file), existing("chromosomes", chromosomes)
+        proteins, places = (
+            None if given is None else find_file(given, option, folder)
+            for option, given in (("protein_file", protein_file), ("chromosomes", chromosomes))
+        )
         if (proteins is None) != (places is None):
             raise OptionError("A species of your own needs both, protein_file= and chromosomes=.")
         of = checked_species(species, new=proteins is not None)
@@ -139,11 +143,11 @@ class UceModel:
         shape = found.network.shape
         choices = Choices.of(
             shape.positions, sample_size=sample_size, pad_length=pad_length, filter=filter, seed=seed,
-            compat=compat, batch_size=batch_size,
+            compat=compat, batch_size=batch_size, taxon=taxon, new_species=proteins is not None,
         )  # fmt: skip
         table: ProteinRows
         if proteins is not None and places is not None:
-            genes, table = _new_species(of, proteins, places, taxon, found.table)
+            genes, table = _new_species(of, proteins, places, choices.taxon, found.table)
         else:
             first = checkpoint.first_chromosome(path)
             genes = trained_genes([folder, folder.parent], of, len(found.table), first)
@@ -185,8 +189,7 @@ class UceModel:
         atlas, choices = Atlas.of(self.genes), self.choices
         tokens = match.tokens
         if choices.official:
-            places = {symbol: place for place, symbol in enumerate(self.genes.symbols)}
-            tokens = np.array([places.get(str(gene).upper(), -1) for gene in match.names], np.int32)
+            tokens = match.exact({symbol: place for place, symbol in enumerate(self.genes.symbols)}, str.upper)
         numbered = np.where(tokens >= 0, atlas.number[tokens], np.int32(-1))
         drawing = (numbered, atlas, choices.sample_size, choices.pad_length, choices.min_genes, choices.seed)
         return OfficialTokenizer(*drawing, choices.batch_size) if choices.official else UceTokenizer(*drawing)

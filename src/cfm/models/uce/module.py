@@ -164,8 +164,10 @@ class UceNetwork(nn.Module):
         float[n_cells, n_genes].
         """
         projected = self.gene_projection(genes)
-        pairs = torch.cat([cells.repeat_interleave(len(genes), dim=0), projected.repeat(len(cells), 1)], dim=1)
-        return self.expressed(pairs).view(len(cells), len(genes))
+        logits = cells.new_empty(len(cells), len(genes))
+        for row, cell in zip(logits, cells, strict=True):  # all pairs at once would be the largest tensor by far
+            row.copy_(self.expressed(torch.cat([cell.expand(len(genes), -1), projected], dim=1))[:, 0])
+        return logits
 
 
 def unit(x: Tensor) -> Tensor:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from numbers import Integral
-from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from cfm._core.errors import OptionError
 
 _LONGEST = 1536
+_BATCH = 25
 _MIN_CELLS, _MIN_GENES = 10, 25
 """Of the official filters."""
 
@@ -32,6 +32,8 @@ class Choices:
         Whether to draw and to pad as the official code does.
     batch_size
         Cells that are padded together, in the official mode.
+    taxon
+        Seed of the vectors of chromosomes, for a species of the user's own.
     """
 
     sample_size: int
@@ -41,6 +43,7 @@ class Choices:
     seed: int
     official: bool
     batch_size: int
+    taxon: int
 
     @classmethod
     def of(
@@ -52,15 +55,18 @@ class Choices:
         filter: str | None,
         seed: int,
         compat: str | None,
-        batch_size: int,
+        batch_size: int | None,
+        taxon: int | None,
+        new_species: bool,
     ) -> Self:
         """Check the options as a user typed them; the network has so many `positions`."""
         longest = min(_LONGEST, positions) if pad_length is None else pad_length
         for option, value, least in (
             ("sample_size", sample_size, 1),
             ("pad_length", longest, 1),
-            ("batch_size", batch_size, 1),
+            ("batch_size", _BATCH if batch_size is None else batch_size, 1),
             ("seed", seed, 0),
+            ("taxon", 0 if taxon is None else taxon, 0),
         ):
             if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
                 raise OptionError(f"{option}={value!r}: type a whole number from {least} on.")
@@ -70,6 +76,10 @@ class Choices:
             raise OptionError(
                 f"sample_size={sample_size} and three more tokens do not fit into pad_length={longest}. Draw fewer genes."
             )
+        if taxon is not None and not new_species:
+            raise OptionError("taxon= goes with protein_file= and chromosomes=, a species of your own. Leave it out.")
+        if batch_size is not None and compat is None:
+            raise OptionError("batch_size= goes with compat='official', the only mode with pads. Leave it out.")
         if compat not in (None, "official"):
             raise OptionError(f"compat={compat!r} is unknown. Type 'official', or leave it out.")
         if filter not in (None, "none", "official"):
@@ -85,27 +95,6 @@ class Choices:
             min_genes=_MIN_GENES if filters else 0,
             seed=int(seed),
             official=official,
-            batch_size=int(batch_size),
+            batch_size=_BATCH if batch_size is None else int(batch_size),
+            taxon=0 if taxon is None else int(taxon),
         )
-
-
-def existing(option: str, value: str | Path | None) -> Path | None:
-    """The file that an option names.
-
-    Raises
-    ------
-    OptionError
-        There is none.
-    """
-    if value is None:
-        return None
-    path = Path(_text(option, value)).expanduser()
-    if not path.is_file():
-        raise OptionError(f"{option}={str(value)!r}: there is no such file.")
-    return path
-
-
-def _text(option: str, value: Any) -> str | Path:
-    if not isinstance(value, str | Path):
-        raise OptionError(f"{option}={value!r}: type the path of a file.")
-    return value
