@@ -18,13 +18,18 @@ import cfm
 from cfm.models.scgpt import ScgptModel, checkpoint, losses, perturbation
 from cfm.models.scgpt.layout import FUSED, THIRDS, our_name
 from cfm.models.scgpt.module import Inputs, ScgptNetwork
+from cfm.models.scgpt.objective import Weights, loss_parts
 from cfm.models.scgpt.official import TorchWords
 
 PAD_VALUE = -2
 GRADIENTS = 2e-4
 # Of the README: no array holds them.
 FULL_LENGTH, CELLS_AT_A_TIME = 1200, {"full": 64, "max150": 16}
-WEIGHT_ECS = 10
+LOSSES = {
+    "expression": "loss_mse", "zeros": "loss_nzlp", "cell_expression": "loss_mvc", "cell_zeros": "loss_mvc_nzlp",
+    "similarity": "loss_ecs", "batches": "loss_dab", "loss": "loss_total",
+}  # fmt: skip
+"""Names of the arrays for the parts of the objective."""
 
 
 def compare(report: Report, cells: ad.AnnData) -> None:
@@ -175,13 +180,11 @@ def human_forward(report: Report) -> None:
     report.check(at + "mlm_output", padded.square(heads.expression.values).detach(), 2e-5, by="scale")
     report.check(at + "mvc_output", padded.square(heads.from_cell.values).detach(), 2e-5, by="scale")
     mask, goal = values.flatten() == -1, target.flatten().float()
-    found = {
-        "loss_ecs": losses.elastic_similarity(heads.cells, 0.3),
-        "loss_mse": losses.masked_mse(heads.expression.values, goal, mask),
-        "loss_mvc": losses.masked_mse(heads.from_cell.values, goal, mask),
-    }
-    total = found["loss_mse"] + found["loss_mvc"] + WEIGHT_ECS * found["loss_ecs"]
-    check_losses(report, at, found | {"loss_total": total})
+    parts = loss_parts(heads, goal, mask, weights=Weights(threshold=0.3))
+    total = parts["loss"]
+    found = {LOSSES[part]: loss for part, loss in parts.items()}
+    # This array holds the part without its weight.
+    check_losses(report, at, found | {"loss_ecs": found["loss_ecs"] / Weights().similarity})
     report.check(
         at + "mre", losses.masked_relative_error(heads.expression.values, goal, mask).detach(), 2e-5, by="scale"
     )
@@ -275,16 +278,9 @@ def integration(report: Report) -> None:
     out = padded.run(net).outputs
     check_heads(report, at + "train_", padded, out, 5e-5)
     mask, goal = masked.flatten() == -1, plain.flatten()
-    found = {
-        "loss_mse": losses.masked_mse(out.expression.values, goal, mask),
-        "loss_nzlp": losses.masked_non_zero_loss(out.expression.non_zero, goal, mask),
-        "loss_mvc": losses.masked_mse(out.from_cell.values, goal, mask),
-        "loss_mvc_nzlp": losses.masked_non_zero_loss(out.from_cell.non_zero, goal, mask),
-        "loss_ecs": WEIGHT_ECS * losses.elastic_similarity(out.cells, 0.8),
-        "loss_dab": torch.nn.functional.cross_entropy(out.batches, tensor(report, at + "dab_labels")),
-    }
-    total = sum(found.values())
-    check_losses(report, at, found | {"loss_total": total}, 5e-5)
+    found = loss_parts(out, goal, mask, tensor(report, at + "dab_labels"))
+    total = found["loss"]
+    check_losses(report, at, {LOSSES[part]: loss for part, loss in found.items()}, 5e-5)
     state = {name: value.clone() for name, value in net.state_dict().items()}
     check_gradients(report, at + "grad:", net, total)
     for name in report.names(at + "after_"):
@@ -408,10 +404,7 @@ def multiomic(report: Report) -> None:
     ):
         report.check(at + name, found.detach(), 5e-5, by="scale")
     mask, goal = masked.flatten() == -1, values.flatten()
-    parts = {
-        "loss_gep": losses.masked_mse(out.expression.values, goal, mask),
-        "loss_gepc": losses.masked_mse(out.from_cell.values, goal, mask),
-        "loss_dab": torch.nn.functional.cross_entropy(out.batches, batches),
-    }
-    check_losses(report, at, parts | {"loss_total": sum(parts.values())}, 5e-5)
-    check_gradients(report, at + "grad:", net, sum(parts.values()))
+    parts = loss_parts(out, goal, mask, batches, Weights(similarity=0))
+    names = LOSSES | {"expression": "loss_gep", "cell_expression": "loss_gepc"}
+    check_losses(report, at, {names[part]: loss for part, loss in parts.items()}, 5e-5)
+    check_gradients(report, at + "grad:", net, parts["loss"])

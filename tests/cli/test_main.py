@@ -14,7 +14,7 @@ from cfm._core.errors import OptionError
 from cfm.cli import info, main
 from cfm.cli.main import build_parser
 
-COMMANDS = ("demo", "embed", "annotate", "tokenize", "pretrain", "models", "fetch", "info")
+COMMANDS = ("demo", "embed", "annotate", "integrate", "tokenize", "pretrain", "models", "fetch", "info")
 
 
 def test_help_names_every_command_and_loads_nothing_heavy():

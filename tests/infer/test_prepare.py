@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
+import pytest
 from anndata import AnnData
 
 from cfm import infer, models
+from cfm.errors import OptionError
+from cfm.infer import obs_columns
+from cfm.models import CellModel
+from cfm.models.contract import ObsColumn
 
 
 def prepared(adata: AnnData) -> infer.Prepared:
@@ -41,3 +48,19 @@ def test_a_gene_table_is_read_from_a_path_and_taken_as_it_is(tmp_path: Path) -> 
     table = {"a": "CD3D"}
     assert infer.read_table(table) is table
     assert infer.read_table(None) is None
+
+
+def test_names_of_batches_come_before_numbers(few: AnnData) -> None:
+    """A model that was fine-tuned with batches called 1, 2 and 10 numbers them by its own order."""
+    column = ObsColumn("donor", 3, ("1", "10", "2"))
+    few.obs["donor"] = np.resize([2, 10], few.n_obs)
+    assert obs_columns(few, standing_in(column))["batch"][:4].tolist() == [2, 1, 2, 1]
+    few.obs["donor"] = np.resize([2, 0], few.n_obs)  # no names: numbers of the training run
+    assert obs_columns(few, standing_in(column))["batch"][:4].tolist() == [2, 0, 2, 0]
+    few.obs["donor"] = np.resize(["2", "x"], few.n_obs)
+    with pytest.raises(OptionError, match=r"holds \['x'\], and the model knows \['1', '10', '2'\]"):
+        obs_columns(few, standing_in(column))
+
+
+def standing_in(column: ObsColumn) -> CellModel:
+    return cast(CellModel, SimpleNamespace(obs_columns={"batch": column}))

@@ -76,7 +76,7 @@ def test_a_condition_stays(batches: AnnData) -> None:
         (
             {"batch_key": "half", "method": "best"},
             OptionError,
-            "method='best': type one of 'auto', 'harmony', 'zero_shot'",
+            "method='best': type one of 'auto', 'harmony', 'scgpt', 'scvi', 'zero_shot'",
         ),
         ({"batch_key": "half", "use_rep": "X_none"}, MissingKeyError, "obsm has no 'X_none'"),
         ({"batch_key": "half", "condition_key": "drug"}, MissingKeyError, "obs has no 'drug'.*type condition_key="),

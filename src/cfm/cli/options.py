@@ -129,6 +129,14 @@ def _pair(text: str) -> tuple[str, int | float | str]:
     return name, value
 
 
+def kind_and_name(text: str) -> tuple[str, str]:
+    """``KIND=NAME``, for what differs by modality."""
+    kind, sign, name = text.partition("=")
+    if not (kind and sign and name):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form KIND=NAME, such as protein=adt")
+    return kind, name
+
+
 def _key(text: str) -> str:
     if "/" in text or not text:
         raise argparse.ArgumentTypeError(f"{text!r} cannot be a key: h5ad and zarr take '/' for a folder")

@@ -23,14 +23,21 @@ from anndata.io import read_elem, sparse_dataset
 from cfm._core import records
 from cfm._core.errors import OptionError
 
-Kind = Literal["h5ad", "zarr"]
+Kind = Literal["h5ad", "zarr", "h5mu"]
 Group = Any  # h5py.Group | zarr.Group: the same interface, no common type
 
 _HINT = "cfm reads .h5ad files and .zarr folders that anndata wrote."
 
 
-def kind_of(path: Path) -> Kind:
+def kind_of(path: Path, *, several: bool = False) -> Kind:
     """What a path holds, by looking into it.
+
+    Parameters
+    ----------
+    path
+        A file or a folder.
+    several
+        Whether an h5mu file, of several modalities, will do too.
 
     Raises
     ------
@@ -43,17 +50,25 @@ def kind_of(path: Path) -> Kind:
         if not any((path / name).is_file() for name in ("zarr.json", ".zgroup")):
             raise OptionError(f"{path} is a folder, but no zarr store. {_HINT}")
     elif not h5py.is_hdf5(path):
+        if several and path.suffix == ".h5mu":
+            raise OptionError(f"{path} is no HDF5 file, so no h5mu. In Python: mdata.write(NEW)")
         raise OptionError(f"{path} is no HDF5 file, so no h5ad. {_HINT} In Python: sc.read(FILE).write_h5ad(NEW)")
     kind: Kind = "zarr" if path.is_dir() else "h5ad"
     with group_of(path, kind) as group:
+        if several and kind == "h5ad" and _is_mudata(group):
+            return "h5mu"
         _require_anndata(path, group)
     return kind
+
+
+def _is_mudata(group: Group) -> bool:
+    return group.attrs.get("encoding-type") == "MuData" or "mod" in group
 
 
 @contextlib.contextmanager
 def group_of(path: Path, kind: Kind, mode: Literal["r", "r+"] = "r") -> Iterator[Group]:
     """The root group of a store, closed at the end."""
-    if kind == "h5ad":
+    if kind != "zarr":
         with h5py.File(path, mode) as file:
             yield file
     elif mode == "r":
@@ -137,11 +152,11 @@ def _records(group: Group) -> dict[str, Any]:
 
 
 def _require_anndata(path: Path, group: Group) -> None:
-    if group.attrs.get("encoding-type") == "MuData" or "mod" in group:
+    if _is_mudata(group):
         found = sorted(group["mod"]) if "mod" in group else []
         msg = (
-            f"{path} holds several modalities {found}, and cfm reads one. Type in Python: "
-            f"mudata.read(FILE)['NAME'].write_h5ad(NEW)"
+            f"{path} holds several modalities {found}. `cfm integrate` reads these from .h5mu files, and everything else reads "
+            f"one. Type in Python: mudata.read(FILE)['NAME'].write_h5ad(NEW)"
         )
         raise OptionError(msg)
     if "obs" not in group or "var" not in group:

@@ -9,7 +9,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,10 @@ from .reading import Group, Kind, group_of, kind_of, read_frame
 SLOTS = ("obsm", "varm", "layers")
 """Where matrices of results are."""
 
-_SUFFIXES: dict[Kind, str] = {"h5ad": ".h5ad", "zarr": ".zarr"}
+Results = list[tuple[str, str, str, Any]]
+"""Modality, or nothing for the object itself; slot; key; value."""
+
+_SUFFIXES: dict[Kind, str] = {"h5ad": ".h5ad", "zarr": ".zarr", "h5mu": ".h5mu"}
 
 
 def choose_target(source: Path, output: Path | None, *, overwrite: bool) -> Path:
@@ -38,7 +41,7 @@ def choose_target(source: Path, output: Path | None, *, overwrite: bool) -> Path
     OptionError
         The output is the input, exists, has the name of another format, or lies where nothing can be written.
     """
-    kind = kind_of(source)
+    kind = kind_of(source, several=True)
     if output is None:
         target = source.resolve()  # a link stays a link
     else:
@@ -60,7 +63,7 @@ def _check(source: Path, kind: Kind, output: Path, overwrite: bool) -> None:
         raise OptionError(f"{source} is {kind}, and so will the output be. Type -o {name}")
     if not output.exists():
         return
-    if kind == "h5ad" and output.is_dir():
+    if kind != "zarr" and output.is_dir():
         raise OptionError(f"{output} is a folder. Type -o {output / source.name}")
     if not overwrite:
         raise OptionError(f"{output} exists. Type --overwrite to replace it, or another name after -o.")
@@ -74,14 +77,39 @@ def write_results(source: Path, target: Path, results: AnnData) -> None:
     Until the copy is complete it stands under a temporary name in the folder of `target`; what cuts the work short
     removes it.
     """
-    kind = kind_of(source)
+    with _completed(source, target) as group:
+        _add(group, results)
+
+
+def write_modalities(source: Path, target: Path, results: Results, record: Mapping[str, Any]) -> None:
+    """Copy an h5mu file and add matrices to the object and to its modalities, as `write_results` does.
+
+    Parameters
+    ----------
+    source, target
+        The file, and where the copy goes.
+    results
+        What to add.
+    record
+        ``mdata.uns["cfm"]``.
+    """
+    with _completed(source, target) as group:
+        for place, slot, key, value in results:
+            _put(group[f"mod/{place}"] if place else group, slot, key, value)
+        _put(group, "uns", records.UNS, record, announce=False)
+
+
+@contextlib.contextmanager
+def _completed(source: Path, target: Path) -> Iterator[Group]:
+    """A copy of a file that takes its place when the block ends well."""
+    kind = kind_of(source, several=True)
     same = target == source.resolve()
     mode = source.stat().st_mode
     with replaced(target) as temporary:
         _copy(source, temporary)
         with group_of(temporary, kind, "r+") as group:
-            _add(group, results)
-    if same and kind == "h5ad":
+            yield group
+    if same and kind != "zarr":
         target.chmod(mode)
     logger.info("wrote %s", target)
 

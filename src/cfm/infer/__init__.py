@@ -1,7 +1,7 @@
 """From chunks of counts to arrays in file order."""
 
 from .packing import packs
-from .prepare import Prepared, obs_columns, prepare, read_table
+from .prepare import Prepared, matched, obs_columns, prepare, read_table
 from .runner import GeneMeans, Result, passes, run
 from .stream import TokenStream, stored_tokens
 
@@ -10,6 +10,7 @@ __all__ = [
     "Prepared",
     "Result",
     "TokenStream",
+    "matched",
     "obs_columns",
     "packs",
     "passes",

@@ -71,6 +71,22 @@ def prepare(
     gene_table: str | Path | Mapping[str, str] | None,
 ) -> Prepared:
     """Find counts and genes, and make the token stream; nothing is read yet but a sample."""
+    source, found = matched(adata, model, layer=layer, gene_column=gene_column, species=species, gene_table=gene_table)
+    columns = obs_columns(adata, model)
+    stream = TokenStream(source, model.tokenizer(found, columns), settings.chunk_cells, columns)
+    return Prepared(source, found, stream, model)
+
+
+def matched(
+    adata: AnnData,
+    model: CellModel,
+    *,
+    layer: str | None,
+    gene_column: str | None,
+    species: str | None,
+    gene_table: str | Path | Mapping[str, str] | None,
+) -> tuple[CountSource, GeneMatch]:
+    """Where the counts are, and which genes of the model their columns are."""
     source = (find_counts if model.spec.counts else find_normalized)(adata, layer=layer)
     if model.spec.min_cells:
         source = genes_in_cells(source, model.spec.min_cells, settings.chunk_cells)
@@ -85,9 +101,7 @@ def prepare(
         gene_table=table,
         min_genes=min_genes,
     )
-    columns = obs_columns(adata, model)
-    stream = TokenStream(source, model.tokenizer(found, columns), settings.chunk_cells, columns)
-    return Prepared(source, found, stream, model)
+    return source, found
 
 
 def obs_columns(adata: AnnData, model: CellModel) -> dict[str, NDArray[Any]]:
@@ -104,12 +118,22 @@ def _numbers(adata: AnnData, name: str, column: ObsColumn) -> NDArray[Any]:
         raise MissingKeyError(f"{msg} Fill it, or leave these cells out.")
     if isinstance(values.dtype, pd.CategoricalDtype) and values.cat.categories.dtype.kind in "iuf":
         values = values.astype(values.cat.categories.dtype)
+    # Before numbers: batches can be called 1, 2 and 10.
+    known = values.astype(str).map({text: i for i, text in enumerate(column.names)})
+    if known.notna().all():
+        return known.to_numpy(np.int64)
     if values.dtype.kind in "iuf":
         return values.to_numpy()
     if column.categories is None:
         msg = f"obs[{column.name!r}] holds {values.dtype}, and {name}= takes a column of numbers."
         raise OptionError(f"{msg} Convert it: adata.obs[{column.name!r}].astype(float).")
     names = sorted(map(str, values.unique()))
+    if column.names:
+        unknown = [text for text in names if text not in column.names]
+        raise OptionError(
+            f"obs[{column.name!r}] holds {unknown[:5]}, and the model knows {list(column.names)}. It was fine-tuned with "
+            "these; for cells of others it has to be fine-tuned again, or type one of these for them."
+        )
     if len(names) != column.categories:
         # Numbering the names that happen to be here would give the cells of a subset other numbers.
         raise OptionError(

@@ -2,16 +2,23 @@
 
 from .batches import Batches, find_batches, warn_of_conditions
 from .harmony import align
-from .space import Expression, Space, build_space, expression, principal_components
+from .modalities import Kind, Modalities, Modality, batch_column, find_modalities
+from .space import Expression, Space, all_counts, build_space, expression, principal_components
 
 __all__ = [
     "Batches",
     "Expression",
+    "Kind",
+    "Modalities",
+    "Modality",
     "Space",
     "align",
+    "all_counts",
+    "batch_column",
     "build_space",
     "expression",
     "find_batches",
+    "find_modalities",
     "principal_components",
     "warn_of_conditions",
 ]

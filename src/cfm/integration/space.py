@@ -48,18 +48,18 @@ class Space:
 
 @dataclass(frozen=True)
 class Expression:
-    """The genes that vary most within batches, at most 2,000.
+    """The genes that vary most within batches.
 
     Parameters
     ----------
     values
         float32[n_cells, genes], CSR: log1p of counts per 10,000.
-    counts
-        float32[n_cells, genes], CSR: counts.
+    columns
+        int64[genes]: which columns of the counts they are.
     """
 
     values: sp.csr_matrix
-    counts: sp.csr_matrix
+    columns: NDArray[np.int64]
 
 
 def expression(source: CountSource, batches: Batches) -> Expression:
@@ -72,22 +72,48 @@ def expression(source: CountSource, batches: Batches) -> Expression:
     batches
         Genes are ranked within each, and those that vary in many are taken.
     """
+    return most_variable(all_counts(source), batches)
+
+
+def all_counts(source: CountSource) -> sp.csr_matrix:
+    """[n_cells, n_genes], CSR, in memory."""
+    return sp.vstack([chunk.counts for chunk in source.chunks(settings.chunk_cells)], format="csr")
+
+
+def most_variable(counts: sp.csr_matrix, batches: Batches, n_genes: int = N_GENES) -> Expression:
+    """The genes that vary most within batches.
+
+    Parameters
+    ----------
+    counts
+        [n_cells, n_genes], CSR.
+    batches
+        Of the cells.
+    n_genes
+        At most so many.
+    """
     import scanpy as sc  # seconds to import, here and below
 
-    counts = sp.vstack([chunk.counts for chunk in source.chunks(settings.chunk_cells)], format="csr")
     adata = AnnData(sp.csr_matrix(counts, dtype=np.float32))
     adata.obs["batch"] = batches.categories()
+    adata.var["column"] = np.arange(adata.n_vars)
     sc.pp.filter_genes(adata, min_cells=3)
-    adata.layers["counts"] = sp.csr_matrix(adata.X, copy=True)
-    sc.pp.normalize_total(adata, target_sum=1e4)
-    sc.pp.log1p(adata)
-    if adata.n_vars > N_GENES:
+    kept = sp.csr_matrix(adata.X)
+    adata.X = log_normalised(kept, np.asarray(kept.sum(axis=1)).ravel())
+    if adata.n_vars > n_genes:
         # A batch of a cell or two has no variance to rank genes by.
         sizes = np.bincount(batches.codes)
         ranked = adata[np.isin(batches.codes, np.flatnonzero(sizes >= 3))]
-        genes = sc.pp.highly_variable_genes(ranked, n_top_genes=N_GENES, batch_key="batch", inplace=False)
+        genes = sc.pp.highly_variable_genes(ranked, n_top_genes=n_genes, batch_key="batch", inplace=False)
         adata = adata[:, genes["highly_variable"].to_numpy()]
-    return Expression(sp.csr_matrix(adata.X), sp.csr_matrix(adata.layers["counts"]))
+    return Expression(sp.csr_matrix(adata.X), np.asarray(adata.var["column"], np.int64))
+
+
+def log_normalised(counts: sp.csr_matrix, totals: NDArray[np.floating]) -> sp.csr_matrix:
+    """float32, CSR: log1p of counts per 10,000; the function of scanpy compiles for many seconds at its first call."""
+    per_row = np.repeat(1e4 / np.maximum(totals, 1), np.diff(counts.indptr))
+    values = np.log1p(counts.data * per_row).astype(np.float32)
+    return sp.csr_matrix((values, counts.indices, counts.indptr), counts.shape)
 
 
 def build_space(values: sp.csr_matrix, embedding: NDArray[np.floating], batches: Batches) -> Space:
@@ -107,16 +133,24 @@ def build_space(values: sp.csr_matrix, embedding: NDArray[np.floating], batches:
         Of the cells.
     """
     components = principal_components(values, N_COMPONENTS)
+    helps, explained = model_helps(values, embedding, batches)
+    parts = {"pca": components} | ({"model": embedding} if helps else {})
+    return Space(np.hstack([_scaled(part) for part in parts.values()]), list(parts), explained)
+
+
+def model_helps(
+    values: sp.csr_matrix, embedding: NDArray[np.floating], batches: Batches
+) -> tuple[bool, dict[str, float]]:
+    """Whether the model knows these cells, and the shares of variance by which `build_space` decides that."""
     explained = _explained(values, embedding, batches)
     helps = explained["model"] >= MIN_SHARE * explained["pca"] or explained["pca"] < _LITTLE
-    parts = {"pca": components} | ({"model": embedding} if helps else {})
     logger.info(
         "of genes not seen, neighbours in principal components explain %.1f %% and neighbours by the model %.1f %%: %s",
         100 * explained["pca"],
         100 * explained["model"],
         "both are used" if helps else "the model is left out",
     )
-    return Space(np.hstack([_scaled(part) for part in parts.values()]), list(parts), explained)
+    return helps, explained
 
 
 def _scaled(part: NDArray[np.floating]) -> NDArray[np.float32]:

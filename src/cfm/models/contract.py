@@ -34,10 +34,13 @@ class ObsColumn:
     categories
         The column may hold text or categories, if there are exactly so many: they are numbered from 0 in alphabetical
         order. None takes numbers only.
+    names
+        The categories in the order of their numbers, where the model knows them: the column may then hold some of them.
     """
 
     name: str
     categories: int | None = None
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

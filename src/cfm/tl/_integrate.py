@@ -1,57 +1,78 @@
-"""Cells of several batches in one space."""
+"""Cells of several batches, or of several modalities, in one space."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from anndata import AnnData
-from numpy.typing import NDArray
 
-from cfm import infer, models
 from cfm._core import records
-from cfm._core.errors import MissingKeyError, OptionError
+from cfm._core.errors import OptionError
 from cfm._core.inputs import announce_overwrite, chosen_key, writable
 from cfm._core.logging import logger
-from cfm._core.settings import settings
-from cfm.counts import find_counts
-from cfm.integration import align, build_space, expression, find_batches, warn_of_conditions
+from cfm.counts import CountSource, find_counts
+from cfm.integration import (
+    Batches,
+    Kind,
+    Modality,
+    align,
+    all_counts,
+    build_space,
+    expression,
+    find_batches,
+    warn_of_conditions,
+)
 
-Method = Literal["auto", "harmony", "zero_shot"]
-METHODS: tuple[Method, ...] = ("auto", "harmony", "zero_shot")
+from ._joint import Embedding, Training, joint_space
+from ._modalities import integrate_modalities, is_mudata, write_imputed
+from ._scgpt import fine_tuned
+from ._vectors import embedded, kept
+
+Method = Literal["auto", "harmony", "scgpt", "scvi", "zero_shot"]
+METHODS: tuple[Method, ...] = ("auto", "harmony", "scgpt", "scvi", "zero_shot")
 
 
 def integrate(
-    adata: AnnData,
+    data: Any,
     *,
-    batch_key: str,
+    batch_key: str | None = None,
     condition_key: str | None = None,
     model: str | Path = "cfm-mini",
     method: Method = "auto",
     use_rep: str | None = None,
+    modalities: Mapping[str, str] | None = None,
+    layers: Mapping[str, str] | None = None,
+    impute: Sequence[Kind] = (),
+    epochs: int | None = None,
+    save: str | Path | None = None,
+    reference: str | Path | None = None,
     layer: str | None = None,
     gene_column: str | None = None,
     species: str | None = None,
     gene_table: str | Path | Mapping[str, str] | None = None,
     device: str | None = None,
+    devices: int = 1,
     seed: int = 0,
     key_added: str | None = None,
     copy: bool = False,
     **options: Any,
-) -> AnnData | None:
-    """Put cells of several batches into one space, in which like cells lie together whatever their batch.
+) -> Any:
+    """Put cells of several batches, or of several modalities, into one space, in which like cells lie together.
 
     Labels are never looked at. What is special about a batch is taken out, be it chemistry or biology: if batches
     also differ in something that you study (a treatment, a disease), name it with `condition_key`.
 
     Parameters
     ----------
-    adata
-        Cells x genes with raw counts somewhere. X, layers, raw and var are not changed.
+    data
+        An AnnData object, cells x genes with raw counts somewhere, or a MuData object with RNA, proteins, ATAC peaks, or some
+        of them; cells in which only some were measured are welcome. X, layers, raw and var are not changed.
     batch_key
-        Column of ``obs`` with the batch: names, categories or whole numbers.
+        Column of ``obs`` with the batch: names, categories or whole numbers. Of a MuData object it may stand in the modalities
+        and may be left out.
     condition_key
         Column of ``obs`` whose differences are to stay. Batches are then aligned within each of its values only; where a
         value has a single batch, nothing is taken out, and a warning says so.
@@ -59,18 +80,38 @@ def integrate(
         A name in `cfm.models.list`, or a folder that holds a checkpoint.
     method
         ``"auto"``: Harmony on 20 principal components of the counts, beside the vectors of the model if these help (see
-        below). ``"harmony"``: Harmony on the vectors of the model alone. ``"zero_shot"``: the vectors as they are, for
-        comparison; only what the model does not see is taken out.
+        below); of a MuData object, ``"scvi"``. ``"harmony"``: Harmony on the vectors of the model alone. ``"scvi"``: a
+        variational autoencoder in scvi-tools, trained on the cells at hand, whose encoder reads principal components and,
+        if they help, the vectors of the model. ``"scgpt"``: a checkpoint of scGPT, fine-tuned on the cells at hand by its own
+        objective; of a MuData object on RNA and proteins. ``"zero_shot"``: the vectors as they are, for comparison; only what the
+        model does not see is taken out.
     use_rep
-        Key in ``obsm`` with vectors to take in the place of the model's, such as ``"X_cfm"`` from an earlier call.
+        Key in ``obsm`` with vectors to take in the place of the model's, such as ``"X_cfm"`` from an earlier call. For
+        ``"auto"``, ``"harmony"`` and ``"zero_shot"``.
+    modalities
+        Key in ``mdata.mod`` of ``"rna"``, ``"protein"`` and ``"atac"``, where names do not tell.
+    layers
+        Layer with the counts of a modality, by the same names.
+    impute
+        Modalities to predict, with ``"scvi"`` and of a MuData object: see what is written.
+    epochs
+        With ``"scvi"`` and ``"scgpt"``: times through all cells. None is, for the former, about 300 steps of 128 cells and at
+        least 30 times through; for the latter 15, or 25 with proteins, as in the official recipes.
+    save
+        With ``"scvi"`` and ``"scgpt"``: a folder for the trained model. A run that is stopped goes on from there with the same call.
+    reference
+        Such a folder, of ``"scvi"``: the cells are put into its space, and the model in it stays as it is. Batches that it does not know get
+        weights of their own, which are trained.
     layer, gene_column, species, gene_table, device
-        As in `cfm.tl.embed`.
+        As in `cfm.tl.embed`, for RNA.
+    devices
+        With ``"scvi"``: processes on the CPU or GPUs to train on. More than one wants a script, not a notebook.
     seed
-        For the clusters that Harmony starts from.
+        For all that is drawn.
     key_added
-        Key of the result and of the record instead of ``"X_cfm_integrated"``.
+        Key of the result and of the record instead of ``"X_cfm_integrated"``, or ``"X_cfm_joint"`` of a MuData object.
     copy
-        Return a copy with the result instead of writing to `adata`.
+        Return a copy with the result instead of writing to `data`.
     **options
         Options of the model's family, as in `cfm.tl.embed`.
 
@@ -82,13 +123,32 @@ def integrate(
         The vectors. A cell without counts gets what its batch's correction makes of a zero vector.
     ``uns["cfm"]["X_cfm_integrated"]`` : dict
         What was used, and for ``"auto"`` what it chose and by which numbers.
+    ``layers["cfm_imputed"]``, ``layers["cfm_imputed_sd"]`` : float32, with ``impute=["rna"]``
+        Expected log1p of counts per 10,000 in an average batch, and its standard deviation; NaN for genes not in use.
+
+    Of a MuData object:
+
+    ``mdata.obsm["X_cfm_joint"]`` : float32, n_obs x 20
+        The vectors. A cell in which nothing was measured gets zeros, and a warning counts these.
+    ``mdata.obsm["cfm_modality_weights"]`` : data frame, n_obs x modalities
+        What each modality contributes to a cell's vector, summing to 1.
+    ``mdata.mod[...].obsm["X_cfm_joint"]`` : float32
+        Where the modality alone would put each cell.
+    ``mdata.mod[...].layers["cfm_imputed"]``, ``layers["cfm_imputed_sd"]`` : float32, with `impute`
+        What the other modalities of a cell predict, and its standard deviation: RNA log1p of counts per 10,000, proteins log1p
+        of counts over the geometric mean of the cell, peaks the probability of being open. NaN for features not in use.
+    ``mdata.obsm["cfm_imputed_protein"]`` : data frame, n_obs x features in use, with `impute`
+        The same for all cells, if some have no row in the modality.
+    ``mdata.uns["cfm"]["X_cfm_joint"]`` : dict
+        What was used.
 
     Raises
     ------
     MissingKeyError
         No such column of ``obs``, key in ``obsm`` or layer, or cells without a batch.
     OptionError
-        A single batch, a batch column with fractions, or no such method.
+        A single batch, a batch column with fractions, no such method, an option that does nothing here, or modalities that
+        cannot be told or paired.
     CountsError, GeneMatchError, UnknownModelError, CheckpointError, DownloadError, UnsupportedOutput
         As in `cfm.tl.embed`.
 
@@ -97,11 +157,15 @@ def integrate(
     ``"auto"`` decides without labels. Half of the 2,000 most variable genes is put aside; the question is how much of
     their variance the 15 nearest neighbours of a cell explain, once neighbours in the principal components of the other
     half, once neighbours by the model, both within batches. The model takes part if it explains at least 0.7 of what the
-    components do. So a model that does not know these cells, such as cfm-mini on cell lines, is left out.
+    components do. So a model that does not know these cells, such as cfm-mini on cell lines, is left out. ``"scvi"`` goes by
+    the same rule.
 
     References
     ----------
-    Korsunsky et al. 2019, "Fast, sensitive and accurate integration of single-cell data with Harmony".
+    Korsunsky et al. 2019, "Fast, sensitive and accurate integration of single-cell data with Harmony". Lopez et al. 2018,
+    "Deep generative modeling for single-cell transcriptomics" (scVI). Gayoso et al. 2021 (totalVI) and Ashuach et al. 2022
+    (PeakVI) for the likelihoods of proteins and peaks; Wu & Goodman 2018, "Multimodal generative models for scalable
+    weakly-supervised learning", for the product of experts; Lotfollahi et al. 2022 (scArches) for new batches. Cui et al. 2024 (scGPT).
 
     Examples
     --------
@@ -112,55 +176,95 @@ def integrate(
     >>> adata.obsm["X_cfm_integrated"].shape[0]
     700
     """
-    adata = writable(adata, copy)
-    key = chosen_key(key_added, records.INTEGRATED)
     if method not in METHODS:
         raise OptionError(f"method={method!r}: type one of {', '.join(map(repr, METHODS))}.")
+    where = {"gene_column": gene_column, "species": species, "gene_table": gene_table}
+    training = Training(
+        epochs, seed, None if save is None else Path(save), None if reference is None else Path(reference), devices
+    ).checked()
+    if is_mudata(data):
+        if method not in ("auto", "scvi", "scgpt"):
+            raise OptionError(f"method={method!r} takes one modality: cfm.tl.integrate(mdata['rna'], ...).")
+        _refuse("an AnnData object", use_rep=use_rep, layer=layer)
+        embedding = Embedding(model, device, options, where)
+        return integrate_modalities(
+            data, method, batch_key, condition_key, modalities, layers, impute, embedding, training, key_added, copy
+        )
+    _refuse("a MuData object", modalities=modalities, layers=layers)
+    adata = writable(data, copy)
+    key = chosen_key(key_added, records.INTEGRATED)
+    if batch_key is None:
+        raise OptionError(f"batch_key= is needed. obs has {[str(c) for c in adata.obs.columns]}.")
     batches = find_batches(adata.obs, batch_key, condition_key)
     if condition_key is None and method != "zero_shot":
         warn_of_conditions(adata.obs, batches)
-    if use_rep is None:
-        vectors, facts = _embedded(
-            adata, model, device, options, layer=layer, gene_column=gene_column, species=species, gene_table=gene_table
-        )
+    embedding = Embedding(model, device, options, where | {"layer": layer})
+    if method == "scvi" or (reference is not None and method != "scgpt"):
+        _refuse("'auto', 'harmony' and 'zero_shot'", use_rep=use_rep)
+        method = "scvi"
+        facts = _trained(adata, batches, embedding, training, key, impute, layer)
+    elif method == "scgpt":
+        _refuse("'auto', 'harmony' and 'zero_shot'", use_rep=use_rep)
+        _refuse("method='scvi'", impute=impute, devices=devices if devices != 1 else None)
+        _refuse("other methods: scGPT's objective cannot keep a condition", condition_key=condition_key)
+        vectors, facts = fine_tuned(adata, batches, embedding, training)
+        announce_overwrite(adata, "obsm", key)
+        adata.obsm[key] = vectors
     else:
-        vectors, facts = _kept(adata, use_rep, options), {"use_rep": use_rep}
-    if method == "auto":
-        source = find_counts(adata, layer=layer)
-        space = build_space(expression(source, batches).values, vectors, batches)
-        facts = facts | {"parts": space.parts, "explained": space.explained, "counts": source.where}
-        vectors = space.vectors
-    if method != "zero_shot":
-        vectors = align(vectors, batches, seed=seed)
+        _refuse("method='scvi'", impute=impute, devices=devices if devices != 1 else None)
+        _refuse("'scvi' and 'scgpt'", epochs=epochs, save=save)
+        vectors, facts = (
+            embedded(adata, model, device, options, layer=layer, **where)
+            if use_rep is None
+            else (kept(adata, use_rep, options), {"use_rep": use_rep})
+        )
+        if method == "auto":
+            source = find_counts(adata, layer=layer)
+            space = build_space(expression(source, batches).values, vectors, batches)
+            facts = facts | {"parts": space.parts, "explained": space.explained, "counts": source.where}
+            vectors = space.vectors
+        if method != "zero_shot":
+            vectors = align(vectors, batches, seed=seed)
+        announce_overwrite(adata, "obsm", key)
+        adata.obsm[key] = np.asarray(vectors, np.float32)
     logger.info("integrate: %s over %d batches in obs[%r]", method, len(batches.names), batch_key)
-
-    announce_overwrite(adata, "obsm", key)
-    adata.obsm[key] = np.asarray(vectors, np.float32)
     facts = facts | {"method": method, "batch_key": batch_key, "condition_key": condition_key, "seed": seed}
     records.write_record(adata.uns, key, records.make_record("cfm.tl.integrate", **facts))
     return adata if copy else None
 
 
-def _embedded(
-    adata: AnnData, model: str | Path, device: str | None, options: dict[str, Any], **where: Any
-) -> tuple[NDArray[np.float32], dict[str, Any]]:
-    """Vectors of a model, and what was used."""
-    loaded = models.load(model, device=device, **options)
-    prepared = infer.prepare(adata, loaded, **where)
-    result = infer.run(loaded, prepared.stream, adata.n_obs, settings.pack_tokens)
-    logger.info("integrate: %s", prepared)
-    return result.vectors, prepared.facts() | {"options": options or None}
+def _trained(
+    adata: AnnData,
+    batches: Batches,
+    embedding: Embedding,
+    training: Training,
+    key: str,
+    impute: Sequence[Kind],
+    layer: str | None,
+) -> dict[str, Any]:
+    """Train on RNA alone, and write what it says."""
+    if unknown := [kind for kind in impute if kind != "rna"]:
+        raise OptionError(f"impute={unknown}: an AnnData object takes impute=['rna'].")
+    source = find_counts(adata, layer=layer)
+    rna = _as_modality(adata, source)
+    joint, facts = joint_space({"rna": rna}, batches, adata, embedding, training)
+    announce_overwrite(adata, "obsm", key)
+    adata.obsm[key] = joint.model.posterior()[0]
+    if impute:
+        write_imputed(adata, rna, joint, np.ones((adata.n_obs, 1), bool), rna.rows)
+    return facts | {"counts": source.where}
 
 
-def _kept(adata: AnnData, use_rep: str, options: dict[str, Any]) -> NDArray[np.float32]:
-    """Vectors that the object holds."""
-    if options:
-        raise OptionError(f"use_rep={use_rep!r} runs no model: leave out {', '.join(options)}.")
-    if use_rep not in adata.obsm:
-        raise MissingKeyError(
-            f"obsm has no {use_rep!r}. It has {list(adata.obsm)}; cfm.tl.embed(adata) writes 'X_cfm'."
-        )
-    vectors = np.asarray(adata.obsm[use_rep], np.float32)
-    if vectors.ndim != 2 or not np.isfinite(vectors).all():
-        raise OptionError(f"obsm[{use_rep!r}] has missing or infinite values. Leave these cells out.")
-    return vectors
+def _as_modality(adata: AnnData, source: CountSource) -> Modality:
+    """Counts as a modality; those of raw are taken for the genes that the object has."""
+    place = adata.var_names.get_indexer(source.var.index)
+    there = np.flatnonzero(place >= 0)
+    counts = all_counts(source)[:, there]
+    names = source.var.index.to_numpy(str)[there]
+    return Modality("rna", "X", counts, names, place[there].astype(np.int64), np.arange(adata.n_obs))
+
+
+def _refuse(who: str, **given: Any) -> None:
+    """Name options that only something else takes."""
+    if names := [f"{name}=" for name, value in given.items() if value is not None and value != ()]:
+        raise OptionError(f"{', '.join(names)} goes with {who} only. Leave it out.")

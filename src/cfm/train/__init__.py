@@ -1,1 +1,1 @@
-"""Pretraining: recipe, corpus, views, task, and what is written at the end."""
+"""Training: pretraining from recipe to model folder, and fine-tuning of pretrained models."""

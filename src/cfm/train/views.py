@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -146,8 +145,3 @@ def pack_of(counts: sp.csr_array) -> Pack:
     rows = GeneRows(counts.indices.astype(np.int32), counts.data.astype(np.float64), offsets, np.empty(0))
     batch = TokenBatch(rows.ids, log_normalise(rows), offsets, np.arange(counts.shape[0]))
     return Pack.of(batch, torch.device("cpu"))
-
-
-def as_is(views: Sequence[list[View]]) -> list[View]:
-    """Collate function: a step is made whole by the data set."""
-    return views[0]

@@ -11,8 +11,14 @@ from cfm._core.errors import CheckpointError
 ARGS, VOCABULARY, MODALITIES = "args.json", "vocab.json", "vocab_mod.json"
 WEIGHTS = ("best_model.pt", "model.pt", "best_model.safetensors", "model.safetensors")
 CLS = "<cls>"
+PAD_VALUE = -2.0
+"""Value beside padding in all published models, and in pretraining beside ``<cls>``."""
 _ENDINGS = (".pt", ".pth", ".safetensors")
 _ADVICE = "The files of one folder belong together: copy all of them from one source."
+
+ZEROS, CLS_VALUE, BATCHES = "include_zero_gene", "cls_value", "batch_names"
+"""Settings that a folder from here has in args.json, and the official code does not look for: whether genes with a count of
+0 are tokens, the value beside ``<cls>``, and the names of batches in the order of their numbers."""
 
 _NUMBERS = ("embsize", "nheads", "d_hid", "nlayers", "n_bins", "max_seq_len")
 
@@ -62,9 +68,14 @@ def read_args(folder: Path) -> dict[str, Any]:
         value = args.get(key)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise CheckpointError(f"{path} says {key} = {value!r}, which is no whole number above 0. {_ADVICE}")
-    for key in ("pad_value", "dropout"):
+    for key in ("pad_value", "dropout", CLS_VALUE):
         if not isinstance(args.get(key, 0), int | float):
             raise CheckpointError(f"{path} says {key} = {args[key]!r}, which is no number. {_ADVICE}")
+    if not isinstance(args.get(ZEROS, False), bool):
+        raise CheckpointError(f"{path} says {ZEROS} = {args[ZEROS]!r}, which is neither true nor false. {_ADVICE}")
+    names = args.get(BATCHES, [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{path} says {BATCHES} = {names!r}, which is no list of names. {_ADVICE}")
     return args
 
 

@@ -12,6 +12,11 @@ from cfm.genes import Vocabulary
 _SPECIAL = re.compile(r"^<[^<>]+>$")
 
 
+def is_special(token: str) -> bool:
+    """Whether a token is no gene: those in angle brackets are not."""
+    return _SPECIAL.match(token) is not None
+
+
 def genes_of(tokens: list[str]) -> tuple[Vocabulary, NDArray[np.int32]]:
     """The genes among tokens, and the token id of each.
 
@@ -26,6 +31,6 @@ def genes_of(tokens: list[str]) -> tuple[Vocabulary, NDArray[np.int32]]:
     -------
     The vocabulary, in the order of ids, and int32[genes].
     """
-    which = [token for token, name in enumerate(tokens) if not _SPECIAL.match(name)]
+    which = [token for token, name in enumerate(tokens) if not is_special(name)]
     names = [tokens[token] for token in which]
     return Vocabulary.of_symbols(names), np.array(which, np.int32)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cfm._core.errors import OptionError, UnsupportedOutput
+from cfm._core.errors import CheckpointError, OptionError, UnsupportedOutput
 from cfm._core.resources import sha256
 from cfm.genes import GeneMatch, Vocabulary
 from cfm.models.contract import NO_COLUMNS, ModelSpec, ObsColumn, Pack, Tokenizer
@@ -21,13 +21,13 @@ from cfm.nn.precision import Precision, autocast, choose_precision, to_int8
 from . import checkpoint, files
 from .genes import genes_of
 from .heads import unit
+from .modalities import modality_of_token
 from .module import Inputs, ScgptNetwork
 from .official import OfficialTokenizer
 from .options import Choices
 from .tokenizer import ScgptTokenizer, Select, Ties
 
 _LICENCE = "MIT (code)"
-_PROTEIN = "p_"
 _BATCH = "batch"
 
 
@@ -45,6 +45,7 @@ class ScgptModel:
     precision: Precision
     token_ids: dict[str, int]
     modality_of_token: NDArray[np.int64] | None
+    pad: str
     token_options: frozenset[str] = frozenset({"ties", "select", "max_length", "seed", "zeros", "cls_value", "compat"})
 
     @staticmethod
@@ -67,7 +68,7 @@ class ScgptModel:
         select: Select = "random",
         max_length: int | None = None,
         seed: int | tuple[int, int] = 0,
-        zeros: bool = False,
+        zeros: bool | None = None,
         cls_value: float | None = None,
         batch_key: str | None = None,
         heads: int | None = None,
@@ -96,9 +97,11 @@ class ScgptModel:
         seed
             For random ties and genes. They hang on it and on the cell's own counts, on nothing else.
         zeros
-            Whether genes with a count of 0 are tokens too, as in the official fine-tuning for integration.
+            Whether genes with a count of 0 are tokens too, as in the official fine-tuning for integration. None takes
+            args.json of models that were fine-tuned here, else not.
         cls_value
-            Value beside ``<cls>``. None takes the padding value, as pretraining does; official fine-tuning takes 0.
+            Value beside ``<cls>``. None takes args.json of models that were fine-tuned here, else the padding value, as
+            pretraining does; official fine-tuning takes 0.
         batch_key
             Column of ``obs`` with the batch, for models that were fine-tuned with batches.
         heads
@@ -146,13 +149,14 @@ class ScgptModel:
             spec=spec,
             vocabulary=vocabulary,
             device=device,
-            obs_columns=_columns(found.network, batch_key, name),
+            obs_columns=_columns(found, batch_key, name),
             module=found.network.to(device),
             report=found.report,
             choices=choices,
             precision=chosen,
             token_ids={token: i for i, token in enumerate(found.tokens)},
-            modality_of_token=_modalities(found.tokens, found.modalities, found.pad),
+            modality_of_token=modality_of_token(found.tokens, found.modalities, found.pad),
+            pad=found.pad,
         )
 
     def tokenizer(self, match: GeneMatch, columns: Mapping[str, NDArray[Any]] = NO_COLUMNS) -> Tokenizer:
@@ -182,6 +186,7 @@ class ScgptModel:
             select=choices.select,
             seed=choices.seeds[0],
             zeros=choices.zeros,
+            apart=self.modality_of_token,
         )
 
     @torch.inference_mode()
@@ -264,21 +269,16 @@ class ScgptModel:
         raise UnsupportedOutput(msg)
 
 
-def _columns(network: ScgptNetwork, batch_key: str | None, name: str) -> dict[str, ObsColumn]:
+def _columns(found: checkpoint.Checkpoint, batch_key: str | None, name: str) -> dict[str, ObsColumn]:
     """Which column of ``obs`` the network reads; that a norm needs one is said when cells come."""
-    n = network.layout.n_domains or network.layout.n_batches
+    layout, names = found.network.layout, tuple(found.args.get(files.BATCHES, ()))
+    n = layout.n_domains or layout.n_batches
+    if names and len(names) != n:
+        raise CheckpointError(
+            f"{found.weights.parent / files.ARGS} names {len(names)} batches, {found.weights.name} has {n}."
+        )
     if batch_key is None:
         return {}
     if not n:
         raise OptionError(f"{name} was not fine-tuned with batches: leave out batch_key=.")
-    return {_BATCH: ObsColumn(batch_key, n)}
-
-
-def _modalities(tokens: list[str], modalities: list[str], pad: str) -> NDArray[np.int64] | None:
-    """The modality of each token: proteins are named ``p_...``, special tokens are their own, all else is RNA."""
-    if not modalities:
-        return None
-    ids = {modality: i for i, modality in enumerate(modalities)}
-    proteins, other = ids.get("Protein", 0), ids.get("RNA", 0)
-    special = {token: ids[token] for token in (pad, files.CLS) if token in ids}
-    return np.array([special.get(t, proteins if t.startswith(_PROTEIN) else other) for t in tokens], np.int64)
+    return {_BATCH: ObsColumn(batch_key, n, names)}

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 EPS = 6.1e-5
 """Added to the variance: the smallest number that half precision holds in full."""
 
+_MOMENTUM = 0.1
+"""Torch's own, of running numbers."""
+
 
 class InputNorm(nn.BatchNorm1d):
     """A batch norm over all tokens; checkpoints of the first release have one."""
@@ -35,6 +38,16 @@ class DomainNorm(nn.Module):
     def __init__(self, dim: int, n_domains: int, *, affine: bool = False) -> None:
         super().__init__()
         self.bns = nn.ModuleList(nn.BatchNorm1d(dim, eps=EPS, affine=affine) for _ in range(n_domains))
+
+    def begin_with_the_first(self) -> None:
+        """Let the next mini-batch of a batch that was not seen yet set its running numbers.
+
+        They are made as 0 and 1, of which a batch with few mini-batches would keep much. It is the training loop's to
+        ask for this before each step; by themselves the norms do as the official ones.
+        """
+        for bn in self.bns:
+            assert isinstance(bn, nn.BatchNorm1d)
+            bn.momentum = _MOMENTUM if bn.num_batches_tracked else 1.0
 
     def forward(self, x: Tensor, domains: Tensor) -> Tensor:
         """The tokens float[n_tokens, dim] normed; `domains` is int64[n_tokens]."""

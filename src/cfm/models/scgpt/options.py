@@ -9,9 +9,10 @@ from typing import Any, Self, get_args
 
 from cfm._core.errors import OptionError
 
+from . import files
 from .tokenizer import Select, Ties
 
-_LENGTH, _BINS, _PAD_VALUE = 1200, 51, -2.0
+_LENGTH, _BINS = 1200, 51
 """Of all published models, for folders without args.json."""
 
 
@@ -53,7 +54,7 @@ class Choices:
         select: Select,
         max_length: int | None,
         seed: int | tuple[int, int],
-        zeros: bool,
+        zeros: bool | None,
         cls_value: float | None,
         compat: str | None,
     ) -> Self:
@@ -65,7 +66,7 @@ class Choices:
         ):
             if value not in known:
                 raise OptionError(f"{option}={value!r} is unknown. Type one of {', '.join(map(repr, known))}.")
-        if not isinstance(zeros, bool):
+        if not isinstance(zeros, bool | None):
             raise OptionError(f"zeros={zeros!r}: type True or False.")
         length = args.get("max_seq_len", _LENGTH) if max_length is None else max_length
         if not is_whole(length) or length < 2:
@@ -74,7 +75,9 @@ class Choices:
         official = compat == "official"
         if official and zeros:
             raise OptionError("zeros=True has no counterpart in the official embed_data. Leave out compat='official'.")
-        beside_cls = args.get("pad_value", _PAD_VALUE) if cls_value is None else cls_value
+        # In pretraining <cls> has the value of padding.
+        told = args.get(files.CLS_VALUE, args.get("pad_value", files.PAD_VALUE))
+        beside_cls = told if cls_value is None else cls_value
         if not isinstance(beside_cls, int | float):
             raise OptionError(f"cls_value={beside_cls!r} is no number.")
         return cls(
@@ -84,7 +87,7 @@ class Choices:
             ties=ties,
             select=select,
             seeds=_seeds(seed, official),
-            zeros=zeros,
+            zeros=args.get(files.ZEROS, False) and not official if zeros is None else zeros,
             official=official,
         )
 

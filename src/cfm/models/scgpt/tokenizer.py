@@ -45,6 +45,8 @@ class ScgptTokenizer:
         For random ties and random genes.
     zeros
         Whether genes of the file that the cell does not express are tokens too, with bin 0.
+    apart
+        int64[n_tokens]: modality of each token; the values of a modality are binned without those of the others.
     """
 
     tokens: NDArray[np.int32]
@@ -57,17 +59,32 @@ class ScgptTokenizer:
     select: Select = "random"
     seed: int = 0
     zeros: bool = False
+    apart: NDArray[np.int64] | None = None
 
     def __call__(self, counts: sp.csr_matrix | sp.csr_array, start: int) -> TokenBatch:
         """Tokenise cells; `start` is the position in the file of the first."""
         rows = gene_rows(counts, self.tokens, self.n_tokens)
         keys = cell_keys(rows.ids, rows.counts, rows.offsets, self.seed)
         draws = keyed_uniform(keys, rows.ids, rows.offsets, _FOR_BINS) if self.ties == "random" else None
-        # Single precision, as in the official code: it decides on which side of an edge a value falls.
-        bins = bin_values(rows.counts.astype(np.float32), rows.offsets, self.n_edges, draws).astype(np.float32)
+        bins = self._bins(rows, draws)
         if not self.zeros:
             return self._chosen(rows, bins, keys, start)
         return _joined([self._chosen(*part) for part in self._with_zeros(rows, bins, keys, start)])
+
+    def _bins(self, rows: GeneRows, draws: NDArray[np.float64] | None) -> NDArray[np.float32]:
+        """The bin of each count among those of its cell and modality."""
+        # Single precision, as in the official code: it decides on which side of an edge a value falls.
+        counts = rows.counts.astype(np.float32)
+        if self.apart is None:
+            return bin_values(counts, rows.offsets, self.n_edges, draws).astype(np.float32)
+        of_token, bins = self.apart[rows.ids], np.empty(len(counts), np.float32)
+        for modality in np.unique(of_token):
+            its_own = of_token == modality
+            offsets = np.concatenate((np.zeros(1, np.int64), np.cumsum(its_own)))[rows.offsets]
+            bins[its_own] = bin_values(
+                counts[its_own], offsets, self.n_edges, None if draws is None else draws[its_own]
+            )
+        return bins
 
     def _chosen(self, rows: GeneRows, bins: NDArray[np.float32], keys: NDArray[np.uint64], start: int) -> TokenBatch:
         """At most the longest number of genes of each cell, after ``<cls>``."""

@@ -1,0 +1,164 @@
+"""Several modalities in one space."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
+
+from cfm._core import records
+from cfm._core.errors import OptionError
+from cfm._core.inputs import chosen_key
+from cfm._core.logging import logger
+from cfm.integration import (
+    Batches,
+    Kind,
+    Modalities,
+    Modality,
+    batch_column,
+    find_batches,
+    find_modalities,
+    warn_of_conditions,
+)
+
+from ._joint import Embedding, Training, joint_space
+from ._scgpt import fine_tuned_modalities
+
+
+def is_mudata(data: Any) -> bool:
+    """Whether an object is a MuData; one who has such an object has imported mudata."""
+    mudata = sys.modules.get("mudata")
+    return mudata is not None and isinstance(data, mudata.MuData)
+
+
+def integrate_modalities(
+    mdata: Any,
+    method: str,
+    batch_key: str | None,
+    condition_key: str | None,
+    modalities: Mapping[str, str] | None,
+    layers: Mapping[str, str] | None,
+    impute: Sequence[Kind],
+    embedding: Embedding,
+    training: Training,
+    key_added: str | None,
+    copy: bool,
+) -> Any:
+    """`cfm.tl.integrate` of a MuData object."""
+    if copy:
+        mdata = mdata.copy()
+    key = chosen_key(key_added, records.JOINT)
+    if key in mdata.mod:
+        raise OptionError(f"key_added={key!r} is the name of a modality, which obsm has a mask for. Type another.")
+    found = find_modalities(mdata, modalities, layers)
+    if absent := [kind for kind in impute if kind not in found.parts]:
+        raise OptionError(f"impute={absent}: the modalities found are {list(found.parts)}. Type some of them.")
+    batches = _batches(mdata, batch_key, condition_key)
+    rna = mdata.mod[found.parts["rna"].name] if "rna" in found.parts else None
+    layer = None if layers is None else layers.get("rna")
+    embedding = Embedding(embedding.model, embedding.device, embedding.options, embedding.where | {"layer": layer})
+    if method == "scgpt":
+        if impute or condition_key or training.devices > 1:
+            raise OptionError("impute=, condition_key= and devices= go with method='scvi'. Leave them out.")
+        vectors, facts = fine_tuned_modalities(found.parts, batches, rna, embedding, training)
+        _write_vectors(mdata, key, found, vectors)
+    else:
+        joint, facts = joint_space(found.parts, batches, rna, embedding, training)
+        _write(mdata, key, found, joint)
+        for kind in impute:
+            _impute(mdata, kind, found, joint)
+    logger.info(
+        "integrate: %s of %d cells in one space",
+        ", ".join(f"{kind} ({len(part.rows):,})" for kind, part in found.parts.items()),
+        found.n_cells,
+    )
+    facts |= {
+        "method": "scgpt" if method == "scgpt" else "scvi",
+        "modalities": {kind: part.name for kind, part in found.parts.items()},
+        "batch_key": batch_key,
+        "condition_key": condition_key,
+        "seed": training.seed,
+    }
+    records.write_record(mdata.uns, key, records.make_record("cfm.tl.integrate", **facts))
+    return mdata if copy else None
+
+
+def _batches(mdata: Any, batch_key: str | None, condition_key: str | None) -> Batches:
+    if batch_key is None:
+        if condition_key is not None:
+            raise OptionError("condition_key= says which differences between batches stay: type batch_key= too.")
+        zeros = np.zeros(mdata.n_obs, np.int64)
+        return Batches("", zeros, ["all"], zeros)
+    keys = [key for key in (batch_key, condition_key) if key is not None]
+    obs = pd.DataFrame({key: batch_column(mdata, key) for key in keys})
+    batches = find_batches(obs, batch_key, condition_key)
+    if condition_key is None:
+        warn_of_conditions(mdata.obs, batches)
+    return batches
+
+
+def _write(mdata: Any, key: str, found: Modalities, joint: Any) -> None:
+    """Vectors, weights, and where each modality alone puts its cells."""
+    _write_vectors(mdata, key, found, joint.model.posterior()[0])
+    kinds = joint.model.kinds
+    mdata.obsm[records.WEIGHTS] = pd.DataFrame(joint.model.weights(), mdata.obs_names, kinds)
+    for kind, part in found.parts.items():
+        if kind in kinds:
+            alone, _ = joint.model.posterior(_only(kinds, kind, found.n_cells))
+            mdata.mod[part.name].obsm[key] = alone[part.rows]
+
+
+def _write_vectors(mdata: Any, key: str, found: Modalities, vectors: NDArray[np.float32]) -> None:
+    """Vectors of all cells; zeros where nothing was measured."""
+    nothing = ~found.measured.any(axis=1)
+    if nothing.any():
+        logger.warning(
+            "%d of %d cells have none of %s, and get zeros in obsm[%r]",
+            int(nothing.sum()),
+            found.n_cells,
+            ", ".join(found.parts),
+            key,
+        )
+    vectors[nothing] = 0
+    mdata.obsm[key] = vectors
+
+
+def _impute(mdata: Any, kind: Kind, found: Modalities, joint: Any) -> None:
+    """Predict a modality from the others; of cells that have no other, from itself."""
+    kinds = joint.model.kinds
+    own = kinds.index(kind)
+    measured = np.zeros((found.n_cells, len(kinds)), bool)
+    for i, name in enumerate(kinds):
+        if name in found.parts:
+            measured[found.parts[name].rows, i] = True
+    others = measured.copy()
+    others[:, own] = False
+    others[~others.any(axis=1), own] = True
+    part = found.parts[kind]
+    means = write_imputed(mdata.mod[part.name], part, joint, others, part.rows)
+    if len(part.rows) < found.n_cells:
+        mdata.obsm[f"{records.IMPUTED}_{kind}"] = pd.DataFrame(means, mdata.obs_names, joint.names[kind])
+
+
+def write_imputed(
+    adata: AnnData, part: Modality, joint: Any, measured: NDArray[np.bool_], rows: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Write the layers of a modality, and return what was predicted for all cells and features in use."""
+    means, deviations = joint.model.imputed(part.kind, measured)
+    place = dict(zip(part.features.tolist(), part.columns.tolist(), strict=True))
+    columns = np.array([place.get(name, -1) for name in joint.names[part.kind].tolist()])
+    there = np.flatnonzero(columns >= 0)
+    for name, values in ((records.IMPUTED, means), (f"{records.IMPUTED}_sd", deviations)):
+        layer = np.full(adata.shape, np.nan, np.float32)
+        layer[:, columns[there]] = values[np.ix_(rows, there)]
+        adata.layers[name] = layer
+    return means
+
+
+def _only(kinds: Sequence[str], kind: str, n_cells: int) -> NDArray[np.bool_]:
+    return np.tile(np.array([name == kind for name in kinds]), (n_cells, 1))

@@ -1,0 +1,40 @@
+"""Vectors of cells that a public function goes on with: made by a model now, or before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from anndata import AnnData
+from numpy.typing import NDArray
+
+from cfm import infer, models
+from cfm._core.errors import MissingKeyError, OptionError
+from cfm._core.logging import logger
+from cfm._core.settings import settings
+
+
+def embedded(
+    adata: AnnData, model: str | Path, device: str | None, options: dict[str, Any], **where: Any
+) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    """Vectors of a model, and what was used."""
+    loaded = models.load(model, device=device, **options)
+    prepared = infer.prepare(adata, loaded, **where)
+    result = infer.run(loaded, prepared.stream, adata.n_obs, settings.pack_tokens)
+    logger.info("integrate: %s", prepared)
+    return result.vectors, prepared.facts() | {"source": str(model), "options": options or None}
+
+
+def kept(adata: AnnData, use_rep: str, options: dict[str, Any]) -> NDArray[np.float32]:
+    """Vectors that the object holds."""
+    if options:
+        raise OptionError(f"use_rep={use_rep!r} runs no model: leave out {', '.join(options)}.")
+    if use_rep not in adata.obsm:
+        raise MissingKeyError(
+            f"obsm has no {use_rep!r}. It has {list(adata.obsm)}; cfm.tl.embed(adata) writes 'X_cfm'."
+        )
+    vectors = np.asarray(adata.obsm[use_rep], np.float32)
+    if vectors.ndim != 2 or not np.isfinite(vectors).all():
+        raise OptionError(f"obsm[{use_rep!r}] has missing or infinite values. Leave these cells out.")
+    return vectors
