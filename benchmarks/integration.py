@@ -14,7 +14,7 @@ import pandas as pd
 
 import cfm
 
-METHODS = ("auto", "harmony", "zero_shot")
+METHODS = ("auto", "harmony", "scvi", "zero_shot")
 
 
 def main() -> None:

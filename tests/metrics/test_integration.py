@@ -7,10 +7,14 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pytest
+import torch
 from anndata import AnnData
+from sklearn.neighbors import KNeighborsClassifier
 
 import cfm
 from cfm._core.errors import MissingKeyError, OptionError
+from cfm.counts import find_counts
+from cfm.integration import baselines, expression, find_batches
 
 
 @pytest.fixture
@@ -77,3 +81,19 @@ def test_an_embedding_named_like_a_baseline(cells: AnnData) -> None:
 def test_no_scores_to_show(pbmc: AnnData) -> None:
     with pytest.raises(MissingKeyError, match=r"cfm.metrics.integration writes them"):
         cfm.pl.integration(pbmc)
+
+
+@pytest.mark.slow
+def test_scvi_is_trained_and_leaves_nothing_behind(
+    cells: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    batches = find_batches(cells.obs, "half")
+    state = torch.get_rng_state()
+    vectors = baselines.scvi(expression(find_counts(cells), batches), batches, 0)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert vectors.shape == (240, 10)
+    named = cells.obs["kind"].notna().to_numpy()
+    near = KNeighborsClassifier(15).fit(vectors[named], cells.obs["kind"][named])
+    assert near.score(vectors[named], cells.obs["kind"][named]) > 0.8
+    assert not list(tmp_path.iterdir())

@@ -8,6 +8,8 @@ import scipy.sparse as sp
 from anndata import AnnData
 from numpy.typing import NDArray
 
+from cfm._core.settings import settings
+
 from .batches import Batches
 from .harmony import align
 from .space import Expression, principal_components
@@ -36,6 +38,30 @@ def combat(genes: Expression, batches: Batches, seed: int) -> NDArray[np.float32
     with np.errstate(divide="ignore", invalid="ignore"):
         sc.pp.combat(adata, key="batch")
     return principal_components(sp.csr_matrix(adata.X), N_COMPONENTS)
+
+
+def scvi(genes: Expression, batches: Batches, seed: int) -> NDArray[np.float32]:
+    """ScVI (Lopez et al. 2018) with its defaults, until the bound of held-out cells stops to rise, at most 200 epochs."""
+    import torch
+    from scvi.model import SCVI
+
+    from .joint.quiet import quiet
+
+    adata = AnnData(genes.counts.copy(), _obs(batches))
+    gpus = range(torch.cuda.device_count())
+    with torch.random.fork_rng(devices=gpus), quiet():
+        torch.manual_seed(seed)  # noqa: TID251 -- within the fork only
+        SCVI.setup_anndata(adata, batch_key="batch")
+        model = SCVI(adata)
+        model.train(
+            max_epochs=200,
+            early_stopping=True,
+            enable_progress_bar=settings.progress,
+            logger=False,
+            # A last step of one cell has no variance to normalise by.
+            datasplitter_kwargs={"drop_last": True},
+        )
+        return np.asarray(model.get_latent_representation(), np.float32)
 
 
 def random(genes: Expression, batches: Batches, seed: int) -> NDArray[np.float32]:

@@ -54,11 +54,14 @@ class Expression:
     ----------
     values
         float32[n_cells, genes], CSR: log1p of counts per 10,000.
+    counts
+        float32[n_cells, genes], CSR: counts.
     columns
         int64[genes]: which columns of the counts they are.
     """
 
     values: sp.csr_matrix
+    counts: sp.csr_matrix
     columns: NDArray[np.int64]
 
 
@@ -99,6 +102,7 @@ def most_variable(counts: sp.csr_matrix, batches: Batches, n_genes: int = N_GENE
     adata.var["column"] = np.arange(adata.n_vars)
     sc.pp.filter_genes(adata, min_cells=3)
     kept = sp.csr_matrix(adata.X)
+    adata.layers["counts"] = kept
     adata.X = log_normalised(kept, np.asarray(kept.sum(axis=1)).ravel())
     if adata.n_vars > n_genes:
         # A batch of a cell or two has no variance to rank genes by.
@@ -106,7 +110,8 @@ def most_variable(counts: sp.csr_matrix, batches: Batches, n_genes: int = N_GENE
         ranked = adata[np.isin(batches.codes, np.flatnonzero(sizes >= 3))]
         genes = sc.pp.highly_variable_genes(ranked, n_top_genes=n_genes, batch_key="batch", inplace=False)
         adata = adata[:, genes["highly_variable"].to_numpy()]
-    return Expression(sp.csr_matrix(adata.X), np.asarray(adata.var["column"], np.int64))
+    columns = np.asarray(adata.var["column"], np.int64)
+    return Expression(sp.csr_matrix(adata.X), sp.csr_matrix(adata.layers["counts"]), columns)
 
 
 def log_normalised(counts: sp.csr_matrix, totals: NDArray[np.floating]) -> sp.csr_matrix:

@@ -20,11 +20,12 @@ from cfm.counts import find_counts
 from cfm.integration import Batches, Expression, expression, find_batches
 from cfm.integration import baselines as plain
 
-Baseline = Literal["pca", "harmony", "combat", "random"]
+Baseline = Literal["pca", "harmony", "scvi", "combat", "random"]
 
 MADE: dict[str, Callable[[Expression, Batches, int], NDArray[np.float32]]] = {
     "pca": plain.pca,
     "harmony": plain.harmony,
+    "scvi": plain.scvi,
     "combat": plain.combat,
     "random": plain.random,
 }
@@ -40,7 +41,7 @@ def integration(
     batch_key: str,
     labels_key: str | None,
     embeddings: Sequence[str] = (records.INTEGRATED,),
-    baselines: Sequence[Baseline] = ("pca", "harmony", "random"),
+    baselines: Sequence[Baseline] = ("pca", "harmony", "scvi", "random"),
     layer: str | None = None,
     seed: int = 0,
     key_added: str | None = None,
@@ -62,7 +63,8 @@ def integration(
     embeddings
         Keys in ``obsm``.
     baselines
-        ``"pca"``: 50 principal components of the 2,000 most variable genes. ``"harmony"``: Harmony on these. ``"combat"``:
+        ``"pca"``: 50 principal components of the 2,000 most variable genes. ``"harmony"``: Harmony on these. ``"scvi"``:
+        scVI on the counts of these genes, trained to convergence, which takes minutes. ``"combat"``:
         ComBat on the genes, then 50 components. ``"random"``: 50 random directions of the genes.
     layer
         As in `cfm.tl.embed`.
