@@ -337,6 +337,12 @@ def test_rna_alone(cells: AnnData, parts: dict[str, AnnData], tmp_path: Path) ->
     call(other, batch_key="batch", reference=tmp_path / "model", epochs=None)
     np.testing.assert_allclose(other.obsm["X_cfm_integrated"], vectors, atol=1e-5)
     assert other.uns["cfm"]["X_cfm_integrated"]["method"] == "scvi"
+    # A single batch, which the model does not know.
+    later = parts["rna"][:30].copy()
+    later.obs["batch"] = "later"
+    call(later, batch_key="batch", reference=tmp_path / "model", epochs=None)
+    assert np.isfinite(later.obsm["X_cfm_integrated"]).all()
+    assert np.abs(later.obsm["X_cfm_integrated"] - vectors[:30]).max() > 1e-3
 
 
 def test_rna_alone_with_a_condition(cells: AnnData, said: list[str]) -> None:

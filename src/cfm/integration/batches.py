@@ -45,7 +45,7 @@ class Batches:
         return pd.Categorical.from_codes(self.codes, categories=pd.Index(self.names))
 
 
-def find_batches(obs: Any, batch_key: str, condition_key: str | None = None) -> Batches:
+def find_batches(obs: Any, batch_key: str, condition_key: str | None = None, *, alone: bool = False) -> Batches:
     """Read the batch column, and say which batches a condition leaves nothing to compare with.
 
     Parameters
@@ -56,6 +56,8 @@ def find_batches(obs: Any, batch_key: str, condition_key: str | None = None) -> 
         Column of text, categories, whole numbers or booleans.
     condition_key
         A column of the same kind, whose differences are to stay: batches are then aligned within a condition only.
+    alone
+        Whether a single batch will do, since it joins others elsewhere.
 
     Raises
     ------
@@ -67,7 +69,7 @@ def find_batches(obs: Any, batch_key: str, condition_key: str | None = None) -> 
     obs = in_memory(obs)
     batch = _column(obs, batch_key, "batch_key")
     names = sorted(batch.unique())
-    if len(names) < 2:
+    if len(names) < 2 and not alone:
         raise OptionError(
             f"obs[{batch_key!r}] has one batch, {names[0]!r}, in all {len(obs):,} cells: there is nothing to integrate. "
             "cfm.tl.embed(adata) gives the vectors."

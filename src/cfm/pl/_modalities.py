@@ -326,4 +326,6 @@ def _violins(axes: Axes, opened: NDArray[np.bool_], y: NDArray[np.float32], sd: 
             axes.violinplot([y[cells]], positions=[place], widths=0.8, showextrema=False)
             axes.errorbar([place], [y[cells].mean()], yerr=[sd[cells].mean()], fmt="o", color="black", capsize=3)
     axes.set_xticks([0, 1], labels)
-    axes.set(xlim=(-0.6, 1.6), ylim=(0, None), xlabel="measured", ylabel="predicted to be open")
+    axes.set(
+        xlim=(-0.6, 1.6), ylim=(0, 1.1 * max(float(y.max()), 0.01)), xlabel="measured", ylabel="predicted to be open"
+    )

@@ -136,7 +136,8 @@ def integrate(
         Where the modality alone would put each cell.
     ``mdata.mod[...].layers["cfm_imputed"]``, ``layers["cfm_imputed_sd"]`` : float32, with `impute`
         What the other modalities of a cell predict, and its standard deviation: RNA log1p of counts per 10,000, proteins log1p
-        of counts over the geometric mean of the cell, peaks the probability of being open. NaN for features not in use.
+        of counts over the geometric mean of the cell, peaks the probability of being open if the cell were as deep as the
+        deepest one. NaN for features not in use. Training saw what was measured: only cells without the modality test it.
     ``mdata.obsm["cfm_imputed_protein"]`` : data frame, n_obs x features in use, with `impute`
         The same for all cells, if some have no row in the modality.
     ``mdata.uns["cfm"]["X_cfm_joint"]`` : dict
@@ -195,7 +196,7 @@ def integrate(
     key = chosen_key(key_added, records.INTEGRATED)
     if batch_key is None:
         raise OptionError(f"batch_key= is needed. obs has {[str(c) for c in adata.obs.columns]}.")
-    batches = find_batches(adata.obs, batch_key, condition_key)
+    batches = find_batches(adata.obs, batch_key, condition_key, alone=reference is not None)
     if condition_key is None and method != "zero_shot":
         warn_of_conditions(adata.obs, batches)
     embedding = Embedding(model, device, options, where | {"layer": layer})

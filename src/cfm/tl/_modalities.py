@@ -58,7 +58,7 @@ def integrate_modalities(
     found = find_modalities(mdata, modalities, layers)
     if absent := [kind for kind in impute if kind not in found.parts]:
         raise OptionError(f"impute={absent}: the modalities found are {list(found.parts)}. Type some of them.")
-    batches = _batches(mdata, batch_key, condition_key)
+    batches = _batches(mdata, batch_key, condition_key, alone=training.reference is not None)
     rna = mdata.mod[found.parts["rna"].name] if "rna" in found.parts else None
     layer = None if layers is None else layers.get("rna")
     embedding = Embedding(embedding.model, embedding.device, embedding.options, embedding.where | {"layer": layer})
@@ -88,7 +88,7 @@ def integrate_modalities(
     return mdata if copy else None
 
 
-def _batches(mdata: Any, batch_key: str | None, condition_key: str | None) -> Batches:
+def _batches(mdata: Any, batch_key: str | None, condition_key: str | None, *, alone: bool) -> Batches:
     if batch_key is None:
         if condition_key is not None:
             raise OptionError("condition_key= says which differences between batches stay: type batch_key= too.")
@@ -96,7 +96,7 @@ def _batches(mdata: Any, batch_key: str | None, condition_key: str | None) -> Ba
         return Batches("", zeros, ["all"], zeros)
     keys = [key for key in (batch_key, condition_key) if key is not None]
     obs = pd.DataFrame({key: batch_column(mdata, key) for key in keys})
-    batches = find_batches(obs, batch_key, condition_key)
+    batches = find_batches(obs, batch_key, condition_key, alone=alone)
     if condition_key is None:
         warn_of_conditions(mdata.obs, batches)
     return batches
