@@ -164,10 +164,9 @@ class UceNetwork(nn.Module):
         float[n_cells, n_genes].
         """
         projected = self.gene_projection(genes)
-        logits = cells.new_empty(len(cells), len(genes))
-        for row, cell in zip(logits, cells, strict=True):  # all pairs at once would be the largest tensor by far
-            row.copy_(self.expressed(torch.cat([cell.expand(len(genes), -1), projected], dim=1))[:, 0])
-        return logits
+        # All pairs at once would be the largest tensor by far.
+        rows = [self.expressed(torch.cat([cell.expand(len(genes), -1), projected], dim=1))[:, 0] for cell in cells]
+        return torch.stack(rows) if rows else cells.new_empty(0, len(genes))
 
 
 def unit(x: Tensor) -> Tensor:
