@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from cfm._core.errors import CfmError
 from cfm._core.logging import logger
 
-from . import demo, info, kernels, pretrain, process
+from . import demo, info, integrate, kernels, pretrain, process
 from .options import Formatter, add_common
 from .session import session
 
@@ -42,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     demo.add_command(commands)
     process.add_commands(commands)
+    integrate.add_commands(commands)
     pretrain.add_command(commands)
     info.add_commands(commands)
     kernels.add_command(commands)
