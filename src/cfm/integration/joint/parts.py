@@ -15,14 +15,16 @@ from cfm.integration.space import most_variable
 from .table import Measured
 
 MIN_CELLS = 3
-"""Peaks and proteins that fewer cells have are not modelled."""
+"""Peaks that are open in fewer cells are not modelled."""
 
 
 def features_in_use(kind: Kind, counts: sp.csr_matrix, batches: Batches) -> NDArray[np.int64]:
-    """int64: columns to model. Of RNA the 2,000 genes that vary most within batches, of others all but the rarest."""
+    """int64: columns to model. Of RNA the 2,000 genes that vary most within batches, all proteins, all peaks but the rarest."""
     if kind == "rna":
         return most_variable(counts, batches).columns
-    return np.flatnonzero(counts.getnnz(axis=0) >= (MIN_CELLS if kind == "atac" else 1))
+    if kind == "protein":
+        return np.arange(counts.shape[1])
+    return np.flatnonzero(counts.getnnz(axis=0) >= MIN_CELLS)
 
 
 def measured(
