@@ -96,4 +96,6 @@ def test_scvi_is_trained_and_leaves_nothing_behind(
     named = cells.obs["kind"].notna().to_numpy()
     near = KNeighborsClassifier(15).fit(vectors[named], cells.obs["kind"][named])
     assert near.score(vectors[named], cells.obs["kind"][named]) > 0.8
+    again = baselines.scvi(expression(find_counts(cells), batches), batches, 0)
+    np.testing.assert_array_equal(again, vectors)
     assert not list(tmp_path.iterdir())

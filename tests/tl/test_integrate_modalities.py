@@ -322,7 +322,7 @@ def cells(parts: dict[str, AnnData]) -> AnnData:
 
 
 def test_rna_alone(cells: AnnData, parts: dict[str, AnnData], tmp_path: Path) -> None:
-    call(cells, batch_key="batch", method="scvi", impute=["rna"], save=tmp_path / "model")
+    call(cells, batch_key="batch", method="scvi", impute="rna", save=tmp_path / "model")
     vectors = cells.obsm["X_cfm_integrated"]
     assert vectors.dtype == np.float32
     assert vectors.shape == (N_CELLS, 20)
@@ -378,6 +378,7 @@ def test_a_cell_without_counts(cells: AnnData, emptied: Callable[[AnnData, list[
         ({"method": "scvi", "batch_key": "one"}, "one batch"),
         ({"method": "scvi", "batch_key": "fractions"}, "numbers with fractions"),
         ({"method": "scvi", "save": "x", "reference": "y"}, "leave out save= and epochs="),
+        ({"method": "harmony", "reference": "y"}, "method='harmony' makes none"),
     ],
     ids=lambda value: str(value)[:50] if isinstance(value, dict) else "",
 )

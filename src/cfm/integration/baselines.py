@@ -48,6 +48,10 @@ def scvi(genes: Expression, batches: Batches, seed: int) -> NDArray[np.float32]:
     from .joint.quiet import quiet
 
     adata = AnnData(genes.counts.copy(), _obs(batches))
+    # Split here: scvi-tools draws the held-out cells without a seed. A last step of a cell or two has no variance to norm by.
+    order = np.random.default_rng(seed).permutation(adata.n_obs)
+    n_train = round(0.9 * len(order))
+    n_train -= n_train % 128 if n_train % 128 < 3 <= n_train else 0
     gpus = range(torch.cuda.device_count())
     with torch.random.fork_rng(devices=gpus), quiet():
         torch.manual_seed(seed)  # noqa: TID251 -- within the fork only
@@ -58,8 +62,7 @@ def scvi(genes: Expression, batches: Batches, seed: int) -> NDArray[np.float32]:
             early_stopping=True,
             enable_progress_bar=settings.progress,
             logger=False,
-            # A last step of one cell has no variance to normalise by.
-            datasplitter_kwargs={"drop_last": True},
+            datasplitter_kwargs={"external_indexing": [order[:n_train], order[n_train:], order[:0]]},
         )
         return np.asarray(model.get_latent_representation(), np.float32)
 

@@ -40,6 +40,10 @@ class Batches:
     names: list[str]
     strata: NDArray[np.int64]
 
+    def of(self, rows: NDArray[np.int64]) -> Batches:
+        """Those of some cells."""
+        return Batches(self.key, self.codes[rows], self.names, self.strata[rows])
+
     def categories(self) -> pd.Categorical[str]:
         """The batch of each cell by name."""
         return pd.Categorical.from_codes(self.codes, categories=pd.Index(self.names))

@@ -45,7 +45,7 @@ def integrate(
     use_rep: str | None = None,
     modalities: Mapping[str, str] | None = None,
     layers: Mapping[str, str] | None = None,
-    impute: Sequence[Kind] = (),
+    impute: Kind | Sequence[Kind] = (),
     epochs: int | None = None,
     save: str | Path | None = None,
     reference: str | Path | None = None,
@@ -179,6 +179,11 @@ def integrate(
     """
     if method not in METHODS:
         raise OptionError(f"method={method!r}: type one of {', '.join(map(repr, METHODS))}.")
+    if reference is not None and method in ("harmony", "zero_shot"):
+        raise OptionError(
+            f"reference= takes a space of method='scvi', and method={method!r} makes none. Leave one of them out."
+        )
+    impute = (impute,) if isinstance(impute, str) else tuple(impute)
     where = {"gene_column": gene_column, "species": species, "gene_table": gene_table}
     training = Training(
         epochs, seed, None if save is None else Path(save), None if reference is None else Path(reference), devices
@@ -207,7 +212,10 @@ def integrate(
     elif method == "scgpt":
         _refuse("'auto', 'harmony' and 'zero_shot'", use_rep=use_rep)
         _refuse("method='scvi'", impute=impute, devices=devices if devices != 1 else None)
-        _refuse("other methods: scGPT's objective cannot keep a condition", condition_key=condition_key)
+        if condition_key is not None:
+            raise OptionError(
+                "scGPT's objective cannot keep a condition: leave out condition_key=, or type another method=."
+            )
         vectors, facts = fine_tuned(adata, batches, embedding, training)
         announce_overwrite(adata, "obsm", key)
         adata.obsm[key] = vectors

@@ -91,7 +91,6 @@ def joint_space(
     from cfm.integration.joint import fitting, saved  # scvi-tools: seconds to import
     from cfm.integration.joint.parts import features_in_use, measured
 
-    training.checked()
     names = np.array(batches.names, str)[crossed(batches)]
     n_cells = len(names)
     if training.reference is not None:
@@ -113,14 +112,16 @@ def joint_space(
     explained: dict[str, float] | None = None
     taken: dict[Kind, Any] = {}
     for kind, part in parts.items():
-        own = _rows_of(batches, part.rows)
-        columns = features_in_use(kind, part.counts, own)
         vectors: NDArray[np.float32] | None = None
         if kind == "rna" and rna is not None:
-            values = most_variable(part.counts, own).values
+            own = batches.of(part.rows)
+            genes = most_variable(part.counts, own)
+            columns = genes.columns
             made, by = embedding.of(rna)
-            helps, explained = model_helps(values, made, own)
+            helps, explained = model_helps(genes.values, made, own)
             vectors, used = (made, by) if helps else (None, None)
+        else:
+            columns = features_in_use(kind, part.counts)
         taken[kind] = measured(part.counts, columns, part.features, part.rows, vectors)
     run = None if training.save is None else training.save / "run"
     joint = fitting.fit(
@@ -143,18 +144,14 @@ def crossed(batches: Batches) -> NDArray[np.int64]:
     strata = [np.unique(batches.strata[codes == code]) for code in range(len(batches.names))]
     if len(np.unique(batches.strata)) > 1:
         alone = [code for code, seen in enumerate(strata) if len(seen) == 1]
-        codes[np.isin(codes, alone)] = alone[0] if alone else 0
         if alone:
+            codes[np.isin(codes, alone)] = alone[0]
             logger.warning(
                 "%d of %d batches have cells of one condition only; what sets these batches apart is not taken out",
                 len(alone),
                 len(batches.names),
             )
     return codes
-
-
-def _rows_of(batches: Batches, rows: NDArray[np.int64]) -> Batches:
-    return Batches(batches.key, batches.codes[rows], batches.names, batches.strata[rows])
 
 
 def _check_same(used: Mapping[str, Any], then: Mapping[str, Any]) -> None:

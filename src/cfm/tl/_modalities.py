@@ -69,6 +69,8 @@ def integrate_modalities(
         _write_vectors(mdata, key, found, vectors)
     else:
         joint, facts = joint_space(found.parts, batches, rna, embedding, training)
+        if unknown := [kind for kind in impute if kind not in joint.model.kinds]:
+            raise OptionError(f"impute={unknown}: the saved model knows {joint.model.kinds}. Type some of them.")
         _write(mdata, key, found, joint)
         for kind in impute:
             _impute(mdata, kind, found, joint)

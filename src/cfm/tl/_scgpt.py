@@ -49,6 +49,7 @@ def fine_tuned_modalities(
     parts: Mapping[Kind, Modality], batches: Batches, rna: AnnData | None, embedding: Embedding, training: Training
 ) -> tuple[NDArray[np.float32], dict[str, Any]]:
     """Fine-tune on RNA and proteins; vectors of all cells, and what was used."""
+    from cfm.integration.joint.table import spread
     from cfm.train.finetune import Cells, fine_tune
     from cfm.train.finetune_task import MULTIOMIC
 
@@ -59,11 +60,11 @@ def fine_tuned_modalities(
         )
     loaded = _scgpt(embedding, training)
     source, found = infer.matched(rna, loaded, **embedding.where)
-    own = Batches(batches.key, batches.codes[parts["rna"].rows], batches.names, batches.strata[parts["rna"].rows])
+    own = batches.of(parts["rna"].rows)
     genes, names = _genes(all_counts(source), found.tokens, loaded.vocabulary.symbols, own)
     n_cells = len(batches.codes)
     proteins = parts["protein"]
-    blocks = [_spread(genes, parts["rna"].rows, n_cells), _spread(proteins.counts, proteins.rows, n_cells)]
+    blocks = [spread(genes, parts["rna"].rows, n_cells), spread(proteins.counts, proteins.rows, n_cells)]
     every = (*names, *(f"p_{name}" for name in proteins.features))
     table = AnnData(
         sp.hstack(blocks, format="csr"),
@@ -123,8 +124,3 @@ def _facts(facts: dict[str, Any], loaded: Any, embedding: Embedding, training: T
     return (
         facts | kept | {"source": str(embedding.model), "model": loaded.spec.name, "model_digest": loaded.spec.digest}
     )
-
-
-def _spread(counts: sp.csr_matrix, rows: NDArray[np.int64], n_cells: int) -> sp.csr_matrix:
-    place = sp.csr_matrix((np.ones(len(rows), np.float32), (rows, np.arange(len(rows)))), (n_cells, len(rows)))
-    return sp.csr_matrix(place @ counts)

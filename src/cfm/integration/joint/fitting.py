@@ -19,11 +19,12 @@ from cfm._core.logging import logger
 from cfm.integration.features import Kind
 from cfm.models.registry import pick_device
 
-from .model import BATCH, JointVI
+from .inputs import geometric_means
+from .model import JointVI
 from .module import MEASURED, inputs_key
 from .parts import aligned, sizes
 from .quiet import quiet
-from .table import Measured, Reading, make_table
+from .table import BATCH, Measured, Reading, make_table
 from .training import epochs_for, train
 
 QUERY_EPOCHS = 100
@@ -182,7 +183,7 @@ def _new(
 def _start_backgrounds(model: JointVI, part: Measured) -> None:
     """Backgrounds start at what a protein has in the fifth of cells with the least of it."""
     dense = part.counts.toarray()
-    low = np.quantile(dense / np.exp(np.log1p(dense).mean(axis=1, keepdims=True)), 0.2, axis=0)
+    low = np.quantile(dense / geometric_means(dense)[:, None], 0.2, axis=0)
     start = torch.from_numpy(np.log(low + 0.05).astype(np.float32)).to(model.module.device)
     model.module.background_pro_alpha.copy_(start[:, None].expand_as(model.module.background_pro_alpha))
     decoder: Any = model.module.decoders["protein"]

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from .module import MEASURED, JointVAE, inputs_key
 from .plan import AnnealedPlan
-
-BATCH = "batch"
+from .table import BATCH
 
 
 class JointVI(ArchesMixin, UnsupervisedTrainingMixin, BaseModelClass):

@@ -8,9 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from cfm.integration.batches import Batches
 from cfm.integration.features import Kind
-from cfm.integration.space import most_variable
 
 from .table import Measured
 
@@ -18,10 +16,8 @@ MIN_CELLS = 3
 """Peaks that are open in fewer cells are not modelled."""
 
 
-def features_in_use(kind: Kind, counts: sp.csr_matrix, batches: Batches) -> NDArray[np.int64]:
-    """int64: columns to model. Of RNA the 2,000 genes that vary most within batches, all proteins, all peaks but the rarest."""
-    if kind == "rna":
-        return most_variable(counts, batches).columns
+def features_in_use(kind: Kind, counts: sp.csr_matrix) -> NDArray[np.int64]:
+    """int64: columns to model, of what has no `most_variable` of its own: all proteins, all peaks but the rarest."""
     if kind == "protein":
         return np.arange(counts.shape[1])
     return np.flatnonzero(counts.getnnz(axis=0) >= MIN_CELLS)

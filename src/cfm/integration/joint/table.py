@@ -88,7 +88,7 @@ def make_table(
     parts: Mapping[Kind, Measured], readings: Mapping[Kind, Reading], batch: NDArray[Any], n_cells: int
 ) -> AnnData:
     """One row for each cell; what was not measured is 0 in X and in obsm, and marked in ``obsm["measured"]``."""
-    blocks = [_spread(part.counts, part.rows, n_cells) for part in parts.values()]
+    blocks = [spread(part.counts, part.rows, n_cells) for part in parts.values()]
     names = [f"{kind}:{name}" for kind, part in parts.items() for name in part.names]
     table = AnnData(
         sp.hstack(blocks, format="csr", dtype=np.float32),
@@ -106,7 +106,7 @@ def make_table(
     return table
 
 
-def _spread(counts: sp.csr_matrix, rows: NDArray[np.int64], n_cells: int) -> sp.csr_matrix:
+def spread(counts: sp.csr_matrix, rows: NDArray[np.int64], n_cells: int) -> sp.csr_matrix:
     """Rows at the places of their cells, and empty rows elsewhere."""
     place = sp.csr_matrix((np.ones(len(rows), np.float32), (rows, np.arange(len(rows)))), (n_cells, len(rows)))
     return sp.csr_matrix(place @ counts)

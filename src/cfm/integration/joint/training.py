@@ -15,9 +15,10 @@ from cfm._core.errors import CheckpointError
 from cfm._core.logging import logger
 from cfm._core.settings import settings
 
-from .model import BATCH, JointVI
+from .model import JointVI
 from .module import MEASURED
 from .quiet import quiet
+from .table import BATCH
 
 STEPS = 300
 """Training steps where nothing else is asked for, but at least `FEWEST_EPOCHS` through all cells.
