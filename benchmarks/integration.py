@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--labels_key", help="leave out to score batches alone")
     parser.add_argument("--condition_key")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--methods", nargs="*", default=METHODS, choices=METHODS)
     parser.add_argument("--baselines", nargs="*", default=cfm.metrics.BASELINES, choices=cfm.metrics.BASELINES)
     parser.add_argument("--out", help="CSV with all rows of all seeds")
     given = parser.parse_args()
@@ -31,7 +32,7 @@ def main() -> None:
     tables = []
     for seed in range(given.seeds):
         keys = []
-        for method in METHODS:
+        for method in given.methods:
             keys.append(f"cfm {method}")
             start = time.perf_counter()
             cfm.tl.integrate(

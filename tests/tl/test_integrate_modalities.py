@@ -313,6 +313,24 @@ def test_a_saved_model_takes_the_same_cells(parts: dict[str, AnnData], tmp_path:
     np.testing.assert_allclose(few.obsm[JOINT], mdata.mod["prot"].obsm[JOINT][10:20], atol=1e-5)
 
 
+def test_proteins_of_cells_that_have_rna_alone(parts: dict[str, AnnData], tmp_path: Path) -> None:
+    """A space of RNA and proteins predicts the proteins of RNA cells that come later, in either kind of object."""
+    mdata = mdata_of(parts, rna=ALL, prot=slice(0, 80))
+    call(mdata, batch_key="batch", save=tmp_path / "model", impute=["protein"])
+    before = [mdata.obsm[f"cfm_imputed_protein{end}"].iloc[80:] for end in ("", "_sd")]
+    assert (before[0].notna() & (before[1] > 0)).all(axis=None)
+    later = MuData({"rna": parts["rna"][80:].copy()})
+    call(later, batch_key="batch", reference=tmp_path / "model", epochs=None, impute=["protein"])
+    alone = parts["rna"][80:].copy()
+    call(alone, batch_key="batch", reference=tmp_path / "model", epochs=None, impute=["protein", "rna"])
+    for data in (later, alone):
+        for name, expected in zip(("cfm_imputed_protein", "cfm_imputed_protein_sd"), before, strict=True):
+            pd.testing.assert_frame_equal(data.obsm[name], expected, atol=1e-4)
+    assert set(alone.layers) >= {"cfm_imputed", "cfm_imputed_sd"}
+    with pytest.raises(OptionError, match=r"impute=\['atac'\]: the saved model knows \['rna', 'protein'\]"):
+        call(alone, batch_key="batch", reference=tmp_path / "model", epochs=None, impute=["atac"])
+
+
 # RNA alone
 
 

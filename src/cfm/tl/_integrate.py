@@ -27,7 +27,7 @@ from cfm.integration import (
 )
 
 from ._joint import Embedding, Training, joint_space
-from ._modalities import integrate_modalities, is_mudata, write_imputed
+from ._modalities import integrate_modalities, is_mudata, predict, write_frames, write_layers
 from ._scgpt import fine_tuned
 from ._vectors import embedded, kept
 
@@ -252,15 +252,22 @@ def _trained(
     layer: str | None,
 ) -> dict[str, Any]:
     """Train on RNA alone, and write what it says."""
-    if unknown := [kind for kind in impute if kind != "rna"]:
-        raise OptionError(f"impute={unknown}: an AnnData object takes impute=['rna'].")
+    if training.reference is None and (unknown := [kind for kind in impute if kind != "rna"]):
+        raise OptionError(
+            f"impute={unknown}: an AnnData object takes impute=['rna']. Other modalities are predicted with reference=, a space "
+            "that was trained on them."
+        )
     source = find_counts(adata, layer=layer)
     rna = _as_modality(adata, source)
-    joint, facts = joint_space({"rna": rna}, batches, adata, embedding, training)
+    joint, facts = joint_space({"rna": rna}, batches, adata, embedding, training, impute)
     announce_overwrite(adata, "obsm", key)
     adata.obsm[key] = joint.model.posterior()[0]
-    if impute:
-        write_imputed(adata, rna, joint, np.ones((adata.n_obs, 1), bool), rna.rows)
+    for kind in impute:
+        imputed = predict(joint, kind, {"rna": rna}, adata.n_obs)
+        if kind == "rna":
+            write_layers(adata, rna, imputed)
+        else:
+            write_frames(adata, kind, imputed)
     return facts | {"counts": source.where}
 
 

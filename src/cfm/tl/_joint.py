@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
@@ -81,12 +81,13 @@ def joint_space(
     rna: AnnData | None,
     embedding: Embedding,
     training: Training,
+    impute: Sequence[Kind],
 ) -> tuple[Any, dict[str, Any]]:
     """Train a space, or place the cells in a saved one.
 
     Returns
     -------
-    The `cfm.integration.joint.fitting.Joint`, and what was used.
+    The `cfm.integration.joint.trained.Joint`, with what the modalities of `impute` need, and what was used.
     """
     from cfm.integration.joint import fitting, saved  # scvi-tools: seconds to import
     from cfm.integration.joint.parts import features_in_use, measured
@@ -96,6 +97,8 @@ def joint_space(
     if training.reference is not None:
         facts = saved.facts_of(training.reference)
         known = saved.read(training.reference)
+        if unknown := [kind for kind in impute if kind not in known.names]:
+            raise OptionError(f"impute={unknown}: the saved model knows {known.kinds}. Type some of them.")
         found = {
             kind: measured(part.counts, np.arange(part.counts.shape[1]), part.features, part.rows)
             for kind, part in parts.items()
@@ -128,6 +131,8 @@ def joint_space(
         taken, names, n_cells, seed=training.seed, epochs=training.epochs, folder=run, device=embedding.device,
         devices=training.devices,
     )  # fmt: skip
+    if impute or training.save is not None:
+        joint = joint.with_regressions()
     facts = {"embedding": used, "explained": explained}
     if training.save is not None:
         saved.write(training.save, joint, facts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ def integrate_modalities(
     if key in mdata.mod:
         raise OptionError(f"key_added={key!r} is the name of a modality, which obsm has a mask for. Type another.")
     found = find_modalities(mdata, modalities, layers)
-    if absent := [kind for kind in impute if kind not in found.parts]:
+    if training.reference is None and (absent := [kind for kind in impute if kind not in found.parts]):
         raise OptionError(f"impute={absent}: the modalities found are {list(found.parts)}. Type some of them.")
     batches = _batches(mdata, batch_key, condition_key, alone=training.reference is not None)
     rna = mdata.mod[found.parts["rna"].name] if "rna" in found.parts else None
@@ -68,12 +69,15 @@ def integrate_modalities(
         vectors, facts = fine_tuned_modalities(found.parts, batches, rna, embedding, training)
         _write_vectors(mdata, key, found, vectors)
     else:
-        joint, facts = joint_space(found.parts, batches, rna, embedding, training)
-        if unknown := [kind for kind in impute if kind not in joint.model.kinds]:
-            raise OptionError(f"impute={unknown}: the saved model knows {joint.model.kinds}. Type some of them.")
+        joint, facts = joint_space(found.parts, batches, rna, embedding, training, impute)
         _write(mdata, key, found, joint)
         for kind in impute:
-            _impute(mdata, kind, found, joint)
+            imputed = predict(joint, kind, found.parts, found.n_cells)
+            part = found.parts.get(kind)
+            if part is not None:
+                write_layers(mdata.mod[part.name], part, imputed)
+            if part is None or len(part.rows) < found.n_cells:
+                write_frames(mdata, kind, imputed)
     logger.info(
         "integrate: %s of %d cells in one space",
         ", ".join(f"{kind} ({len(part.rows):,})" for kind, part in found.parts.items()),
@@ -130,36 +134,40 @@ def _write_vectors(mdata: Any, key: str, found: Modalities, vectors: NDArray[np.
     mdata.obsm[key] = vectors
 
 
-def _impute(mdata: Any, kind: Kind, found: Modalities, joint: Any) -> None:
+@dataclass(frozen=True)
+class Imputed:
+    """What is expected of the features in use of a modality, and its standard deviation, float32[n_cells, n_features] each."""
+
+    names: NDArray[np.str_]
+    means: NDArray[np.float32]
+    deviations: NDArray[np.float32]
+
+
+def predict(joint: Any, kind: Kind, parts: Mapping[Kind, Modality], n_cells: int) -> Imputed:
     """Predict a modality from the others; of cells that have no other, from itself."""
-    kinds = joint.model.kinds
-    own = kinds.index(kind)
-    measured = np.zeros((found.n_cells, len(kinds)), bool)
-    for i, name in enumerate(kinds):
-        if name in found.parts:
-            measured[found.parts[name].rows, i] = True
-    others = measured.copy()
-    others[:, own] = False
-    others[~others.any(axis=1), own] = True
-    part = found.parts[kind]
-    means = write_imputed(mdata.mod[part.name], part, joint, others, part.rows)
-    if len(part.rows) < found.n_cells:
-        mdata.obsm[f"{records.IMPUTED}_{kind}"] = pd.DataFrame(means, mdata.obs_names, joint.names[kind])
+    others = np.zeros((n_cells, len(joint.kinds)), bool)
+    for i, name in enumerate(joint.kinds):
+        if name in parts and name != kind:
+            others[parts[name].rows, i] = True
+    others[~others.any(axis=1), joint.kinds.index(kind)] = True
+    return Imputed(joint.names[kind], *joint.imputed(kind, others))
 
 
-def write_imputed(
-    adata: AnnData, part: Modality, joint: Any, measured: NDArray[np.bool_], rows: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    """Write the layers of a modality, and return what was predicted for all cells and features in use."""
-    means, deviations = joint.model.imputed(part.kind, measured)
+def write_layers(adata: AnnData, part: Modality, imputed: Imputed) -> None:
+    """Write the layers of a modality."""
     place = dict(zip(part.features.tolist(), part.columns.tolist(), strict=True))
-    columns = np.array([place.get(name, -1) for name in joint.names[part.kind].tolist()])
+    columns = np.array([place.get(name, -1) for name in imputed.names.tolist()])
     there = np.flatnonzero(columns >= 0)
-    for name, values in ((records.IMPUTED, means), (f"{records.IMPUTED}_sd", deviations)):
+    for name, values in ((records.IMPUTED, imputed.means), (f"{records.IMPUTED}_sd", imputed.deviations)):
         layer = np.full(adata.shape, np.nan, np.float32)
-        layer[:, columns[there]] = values[np.ix_(rows, there)]
+        layer[:, columns[there]] = values[np.ix_(part.rows, there)]
         adata.layers[name] = layer
-    return means
+
+
+def write_frames(data: Any, kind: Kind, imputed: Imputed) -> None:
+    """Write data frames of all cells to ``obsm``."""
+    for name, values in ((kind, imputed.means), (f"{kind}_sd", imputed.deviations)):
+        data.obsm[f"{records.IMPUTED}_{name}"] = pd.DataFrame(values, data.obs_names, imputed.names)
 
 
 def _only(kinds: Sequence[str], kind: str, n_cells: int) -> NDArray[np.bool_]:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from cfm._core.errors import OptionError
 from cfm.integration.features import Kind
 from cfm.integration.joint import fitting
-from cfm.integration.joint.fitting import Joint
 from cfm.integration.joint.table import Measured
+from cfm.integration.joint.trained import Joint
 
 N_CELLS = 90
 
@@ -37,7 +37,7 @@ def test_random_states_of_the_user_are_left_alone(fit: Callable[..., Joint], joi
     fit(epochs=1)
     joint.model.posterior()
     joint.model.weights()
-    joint.model.imputed("rna", np.ones((N_CELLS, 3), bool))
+    joint.imputed("rna", np.ones((N_CELLS, 3), bool))
     assert torch.equal(torch.random.get_rng_state(), torch_before)
     numpy_after = np.random.get_state()  # noqa: NPY002
     assert numpy_after[0] == numpy_before[0]

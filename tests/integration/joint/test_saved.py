@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from cfm._core.errors import CheckpointError
 from cfm.integration.joint import saved
-from cfm.integration.joint.fitting import Joint
+from cfm.integration.joint.trained import Joint
 
 
 @pytest.fixture
@@ -41,6 +41,26 @@ def test_latents_are_the_same(written: Path, joint: Joint, parts: dict, batch: n
 
     placed = place(saved.read(written), parts, batch, len(batch), seed=0)
     np.testing.assert_allclose(placed.model.posterior()[0], joint.model.posterior()[0], atol=1e-6)
+
+
+def test_what_is_left_of_a_modality_comes_back(tmp_path: Path, joint: Joint, parts: dict, batch: np.ndarray) -> None:
+    """Cells that lack a modality get the prediction that they had among the training cells."""
+    from cfm.integration.joint.fitting import place
+
+    learnt = joint.with_regressions()
+    saved.write(tmp_path / "model", learnt, {})
+    again = saved.read(tmp_path / "model")
+    assert again.measured_in == learnt.measured_in
+    assert list(again.regressions) == list(learnt.regressions)
+    for source, regression in learnt.regressions.items():
+        for name, array in vars(regression).items():
+            np.testing.assert_array_equal(array, getattr(again.regressions[source], name))
+    measured = np.zeros((len(batch), 3), bool)
+    measured[parts["rna"].rows, 0] = True
+    expected = learnt.imputed("protein", measured)
+    placed = place(again, {"rna": parts["rna"]}, batch, len(batch), seed=0)
+    for found, before in zip(placed.imputed("protein", measured), expected, strict=True):
+        np.testing.assert_allclose(found, before, atol=1e-4)
 
 
 def test_there_is_nothing_that_runs_code(written: Path) -> None:

@@ -17,8 +17,8 @@ from lightning.pytorch import Trainer
 from cfm._core.errors import CheckpointError
 from cfm.integration.features import Kind
 from cfm.integration.joint import training
-from cfm.integration.joint.fitting import Joint
 from cfm.integration.joint.table import Measured
+from cfm.integration.joint.trained import Joint
 
 Fit = Callable[..., Joint]
 Weights = Callable[[Joint], dict[str, bytes]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,38 +25,12 @@ from .module import MEASURED, inputs_key
 from .parts import aligned, sizes
 from .quiet import quiet
 from .table import BATCH, Measured, Reading, make_table
+from .trained import Joint
 from .training import epochs_for, train
 
 QUERY_EPOCHS = 100
 MIN_SHARE = 0.5
 """A modality with fewer of the saved features than this share is refused."""
-
-
-@dataclass(frozen=True)
-class Joint:
-    """A trained model with all that new cells need.
-
-    Parameters
-    ----------
-    model
-        Trained, around the table of the cells it was asked for.
-    readings
-        By modality: how inputs of the encoder are made.
-    names
-        By modality: the features.
-    options
-        Of the network.
-    """
-
-    model: JointVI
-    readings: dict[Kind, Reading]
-    names: dict[Kind, NDArray[np.str_]]
-    options: dict[str, Any]
-
-    @property
-    def batches(self) -> list[str]:
-        """The batches that the model knows, in its order."""
-        return list(map(str, self.model.adata_manager.get_state_registry(BATCH).categorical_mapping))
 
 
 def fit(
@@ -100,7 +74,9 @@ def fit(
     if "protein" in parts:
         _start_backgrounds(model, parts["protein"])
     train(model, epochs=epochs or epochs_for(n_cells), seed=seed, folder=folder, devices=devices)
-    return Joint(model, readings, {kind: part.names for kind, part in parts.items()}, options)
+    names = {kind: part.names for kind, part in parts.items()}
+    measured_in = {kind: sorted(set(batch[part.rows].tolist())) for kind, part in parts.items()}
+    return Joint(model, readings, names, options, measured_in)
 
 
 def place(joint: Joint, parts: Mapping[Kind, Measured], batch: NDArray[np.str_], n_cells: int, *, seed: int) -> Joint:
@@ -140,7 +116,7 @@ def place(joint: Joint, parts: Mapping[Kind, Measured], batch: NDArray[np.str_],
         own.obs[BATCH] = own.obs[BATCH].cat.remove_unused_categories()
         model = _around(own, model, seed)
         train(model, epochs=QUERY_EPOCHS, seed=seed, folder=None, weight_decay=0.0)
-    return Joint(_around(table, model, seed), joint.readings, joint.names, joint.options)
+    return replace(joint, model=_around(table, model, seed))
 
 
 def _around(table: AnnData, model: JointVI, seed: int) -> JointVI:

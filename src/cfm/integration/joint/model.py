@@ -61,15 +61,19 @@ class JointVI(ArchesMixin, UnsupervisedTrainingMixin, BaseModelClass):
         cls.register_manager(manager)
 
     @torch.inference_mode()
-    def posterior(self, measured: NDArray[np.bool_] | None = None) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Mean and standard deviation of each cell, float32[n_cells, n_latent] each.
+    def posterior(
+        self, measured: NDArray[np.bool_] | None = None, rows: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Mean and standard deviation of each cell, float32[n_rows, n_latent] each.
 
         Parameters
         ----------
         measured
-            bool[n_cells, kinds]: what of each cell is used, in the place of all that was measured.
+            bool[n_rows, kinds]: what of each cell is used, in the place of all that was measured.
+        rows
+            Which cells; None is all.
         """
-        found = [self._product(tensors, rows, measured) for tensors, rows in self._steps()]
+        found = [self._product(tensors, place, measured) for tensors, place in self._steps(rows)]
         return _joined([q.mean for q in found]), _joined([q.stddev for q in found])
 
     @torch.inference_mode()
@@ -85,29 +89,40 @@ class JointVI(ArchesMixin, UnsupervisedTrainingMixin, BaseModelClass):
         return _joined(shares)
 
     @torch.inference_mode()
-    def imputed(
-        self, kind: str, measured: NDArray[np.bool_], *, n_samples: int = 10, seed: int = 0
+    def decoded(
+        self,
+        kind: str,
+        measured: NDArray[np.bool_],
+        batches: Sequence[int],
+        rows: NDArray[np.int64] | None = None,
+        *,
+        n_samples: int = 10,
+        seed: int = 0,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """What a modality is expected to be, and the standard deviation of this over the posterior of a cell.
+        """What the decoder of a modality expects, and the standard deviation of this over the posterior of a cell.
 
         RNA: log1p of counts per 10,000 of the genes in use. Protein: log1p of counts over the geometric mean of the cell.
-        ATAC: probability that a peak is open, in the deepest cell. Each is the mean over the batches in which the modality
-        was measured, so that it does not differ by batch.
+        ATAC: probability that a peak is open, in the deepest cell. Each is the mean over batches, so that it does not differ
+        by batch.
 
         Parameters
         ----------
         kind
             Modality.
         measured
-            bool[n_cells, kinds]: what of each cell it is made from.
+            bool[n_rows, kinds]: what of each cell it is made from.
+        batches
+            Codes of the batches.
+        rows
+            Which cells; None is all.
         n_samples, seed
             Points drawn from the posterior of each cell; the same for a cell whatever cells come with it.
         """
         means, deviations = [], []
         noise = torch.randn(n_samples, self.n_latent, generator=torch.Generator().manual_seed(seed))
-        noise, batches = noise.to(self.module.device), self._batches_with(kind)
-        for tensors, rows in self._steps():
-            q = self._product(tensors, rows, measured)
+        noise = noise.to(self.module.device)
+        for tensors, place in self._steps(rows):
+            q = self._product(tensors, place, measured)
             drawn = torch.stack([self._expected(kind, q.mean + q.stddev * one, batches) for one in noise])
             means.append(drawn.mean(0))
             deviations.append(drawn.std(0))
@@ -117,12 +132,6 @@ class JointVI(ArchesMixin, UnsupervisedTrainingMixin, BaseModelClass):
     def n_latent(self) -> int:
         """Dimensions of the space."""
         return int(self.module.n_latent)
-
-    def _batches_with(self, kind: str) -> list[int]:
-        """Batches in which a modality was measured: in others its decoder was never trained."""
-        has = np.asarray(self.adata.obsm[MEASURED])[:, self.kinds.index(kind)] > 0
-        codes = np.asarray(self.get_from_registry(self.adata, REGISTRY_KEYS.BATCH_KEY)).ravel()
-        return sorted(set(codes[has].tolist()))
 
     def _expected(self, kind: str, z: Tensor, batches: Sequence[int]) -> Tensor:
         """float[n_cells, n_features]."""
@@ -134,21 +143,21 @@ class JointVI(ArchesMixin, UnsupervisedTrainingMixin, BaseModelClass):
             found = found + (mean if kind == "atac" else mean.log1p()) / len(batches)
         return found
 
-    def _product(self, tensors: dict[str, Tensor], rows: slice, measured: NDArray[np.bool_] | None) -> Any:
+    def _product(self, tensors: dict[str, Tensor], place: slice, measured: NDArray[np.bool_] | None) -> Any:
         found = self.module.inference(**self.module._get_inference_input(tensors))
         if measured is None:
             return found["views"][0]
-        mask = torch.from_numpy(measured[rows].astype(np.float32)).to(tensors[MEASURED].device)
+        mask = torch.from_numpy(measured[place].astype(np.float32)).to(tensors[MEASURED].device)
         return self.module.product(found["experts"], mask * tensors[MEASURED])
 
-    def _steps(self) -> Any:
-        """Tensors of some cells, and which they are, in order."""
+    def _steps(self, rows: NDArray[np.int64] | None = None) -> Any:
+        """Tensors of some cells, and their places among all that were asked for, in order."""
         self.module.eval()
         start = 0
         device = self.module.device
         # Encoders of scvi-tools draw even where only their mean is asked for.
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            for tensors in self._make_data_loader(self.adata, batch_size=512):
+            for tensors in self._make_data_loader(self.adata, indices=rows, batch_size=512):
                 stop = start + len(tensors[MEASURED])
                 yield {name: tensor.to(device) for name, tensor in tensors.items()}, slice(start, stop)
                 start = stop

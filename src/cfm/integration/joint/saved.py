@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from safetensors.torch import load_file, save_file
 from cfm._core.errors import CheckpointError
 from cfm._core.resources import atomic_path
 
-from .fitting import Joint, untrained
+from .fitting import untrained
 from .inputs import Projection
+from .regression import Regression
 from .table import Reading
+from .trained import Joint
 
 CONFIG, WEIGHTS = "integration.json", "integration.safetensors"
-_READING = "reading."
+_READING, _REGRESSION = "reading.", "regression."
 
 
 def write(folder: Path, joint: Joint, facts: dict[str, Any]) -> None:
@@ -34,11 +37,15 @@ def write(folder: Path, joint: Joint, facts: dict[str, Any]) -> None:
         if reading.extra_mean is not None:
             own["extra_mean"] = reading.extra_mean
         tensors |= {f"{_READING}{kind}.{name}": torch.from_numpy(np.ascontiguousarray(a)) for name, a in own.items()}
+    for i, regression in enumerate(joint.regressions.values()):
+        tensors |= {f"{_REGRESSION}{i}.{name}": torch.from_numpy(array) for name, array in vars(regression).items()}
     config = {
         "facts": facts,
         "batches": joint.batches,
         "options": joint.options,
         "features": {kind: names.tolist() for kind, names in joint.names.items()},
+        "measured_in": joint.measured_in,
+        "regressions": [[kind, *sources] for kind, sources in joint.regressions],
         "scales": {kind: [float(r.projection.scale), float(r.extra_scale)] for kind, r in joint.readings.items()},
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -73,6 +80,9 @@ def read(folder: Path) -> Joint:
         names = {kind: np.array(own, str) for kind, own in config["features"].items()}
         readings = {kind: _reading(kind, tensors, *config["scales"][kind]) for kind in names}
         n_inputs = {kind: reading.dim for kind, reading in readings.items()}
+        sources: Any = [(kind, tuple(others)) for kind, *others in config["regressions"]]
+        regressions = {source: _regression(i, tensors) for i, source in enumerate(sources)}
+        measured_in = {kind: list(map(str, config["measured_in"][kind])) for kind in names}
         model = untrained(names, n_inputs, config["batches"], config["options"])
         model.module.load_state_dict(
             {name[7:]: tensor for name, tensor in tensors.items() if name.startswith("module.")}
@@ -83,7 +93,7 @@ def read(folder: Path) -> Joint:
         ) from error
     model.module.eval()
     model.is_trained_ = True
-    return Joint(model, readings, names, config["options"])
+    return Joint(model, readings, names, config["options"], measured_in, regressions)
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -107,3 +117,7 @@ def _reading(kind: Any, tensors: dict[str, torch.Tensor], scale: float, extra_sc
     projection = Projection(kind, own("feature_weights"), own("mean"), own("components"), scale)
     extra = own("extra_mean") if f"{_READING}{kind}.extra_mean" in tensors else None
     return Reading(projection, extra, extra_scale)
+
+
+def _regression(i: int, tensors: dict[str, torch.Tensor]) -> Regression:
+    return Regression(**{field.name: tensors[f"{_REGRESSION}{i}.{field.name}"].numpy() for field in fields(Regression)})

@@ -66,6 +66,11 @@ class Reading:
         """How many numbers the encoder reads."""
         return self.projection.components.shape[1] + (0 if self.extra_mean is None else len(self.extra_mean))
 
+    def blocks(self, inputs: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        """Inputs apart: the projection, and vectors of a model if there is one."""
+        n = self.projection.components.shape[1]
+        return [inputs[:, :n]] if self.extra_mean is None else [inputs[:, :n], inputs[:, n:]]
+
     @classmethod
     def fit(cls, kind: Kind, part: Measured) -> Reading:
         """Fit to the cells at hand."""

@@ -20,7 +20,7 @@ from .module import MEASURED
 from .quiet import quiet
 from .table import BATCH
 
-STEPS = 300
+STEPS = 100
 """Training steps where nothing else is asked for, but at least `FEWEST_EPOCHS` through all cells.
 
 With more, types of a few hundred cells came apart into several clusters each."""
