@@ -93,10 +93,11 @@ def integrate(
     layers
         Layer with the counts of a modality, by the same names.
     impute
-        Modalities to predict, with ``"scvi"`` and of a MuData object: see what is written.
+        Modalities to predict, with ``"scvi"`` and of a MuData object: see what is written. With `reference`, any that its space
+        was trained on.
     epochs
-        With ``"scvi"`` and ``"scgpt"``: times through all cells. None is, for the former, about 300 steps of 128 cells and at
-        least 30 times through; for the latter 15, or 25 with proteins, as in the official recipes.
+        With ``"scvi"`` and ``"scgpt"``: times through all cells. None is, for the former, about 100 steps of 128 cells, with several
+        batches 450, and at least 30 times through; for the latter 15, or 25 with proteins, as in the official recipes.
     save
         With ``"scvi"`` and ``"scgpt"``: a folder for the trained model. A run that is stopped goes on from there with the same call.
     reference
@@ -138,8 +139,9 @@ def integrate(
         What the other modalities of a cell predict, and its standard deviation: RNA log1p of counts per 10,000, proteins log1p
         of counts over the geometric mean of the cell, peaks the probability of being open if the cell were as deep as the
         deepest one. NaN for features not in use. Training saw what was measured: only cells without the modality test it.
-    ``mdata.obsm["cfm_imputed_protein"]`` : data frame, n_obs x features in use, with `impute`
-        The same for all cells, if some have no row in the modality.
+    ``mdata.obsm["cfm_imputed_protein"]``, ``obsm["cfm_imputed_protein_sd"]`` : data frames, n_obs x features in use, with `impute`
+        The same for all cells, if some have no row in the modality. Of an AnnData object too, of modalities that the space of
+        `reference` was trained on.
     ``mdata.uns["cfm"]["X_cfm_joint"]`` : dict
         What was used.
 
@@ -161,12 +163,17 @@ def integrate(
     components do. So a model that does not know these cells, such as cfm-mini on cell lines, is left out. ``"scvi"`` goes by
     the same rule.
 
+    RNA and proteins are predicted in two steps: the decoder says what a cell like this has on average over batches, and a
+    Gaussian process regression, on the place of the cell in the space and on what its encoders read, says what the decoder
+    leaves. The standard deviation is that of the measured value. Where fewer than 20 cells have both modalities, and for
+    peaks, the decoder speaks alone, and the standard deviation is that of its mean over the posterior of the cell.
+
     References
     ----------
     Korsunsky et al. 2019, "Fast, sensitive and accurate integration of single-cell data with Harmony". Lopez et al. 2018,
     "Deep generative modeling for single-cell transcriptomics" (scVI). Gayoso et al. 2021 (totalVI) and Ashuach et al. 2022
     (PeakVI) for the likelihoods of proteins and peaks; Wu & Goodman 2018, "Multimodal generative models for scalable
-    weakly-supervised learning", for the product of experts; Lotfollahi et al. 2022 (scArches) for new batches. Cui et al. 2024 (scGPT).
+    weakly-supervised learning", for the product of experts; Rasmussen & Williams 2006, chapter 2, for the regression; Lotfollahi et al. 2022 (scArches) for new batches. Cui et al. 2024 (scGPT).
 
     Examples
     --------

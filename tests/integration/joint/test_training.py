@@ -178,9 +178,10 @@ def test_nothing_is_written_elsewhere(fit: Fit, tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("n_cells", [1, 3, 50, 256, 1280, 100_000])
-def test_how_many_epochs(n_cells: int) -> None:
+@pytest.mark.parametrize(("n_batches", "wanted"), [(1, training.STEPS), (2, training.STEPS_OF_BATCHES)])
+def test_how_many_epochs(n_cells: int, n_batches: int, wanted: int) -> None:
     steps = -(-n_cells // training._batch_size(n_cells))
-    epochs = training.epochs_for(n_cells)
+    epochs = training.epochs_for(n_cells, n_batches)
     assert epochs >= training.FEWEST_EPOCHS
-    assert epochs * steps >= training.STEPS
-    assert epochs == training.FEWEST_EPOCHS or (epochs - 1) * steps < training.STEPS
+    assert epochs * steps >= wanted
+    assert epochs == training.FEWEST_EPOCHS or (epochs - 1) * steps < wanted

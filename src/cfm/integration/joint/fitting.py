@@ -57,7 +57,7 @@ def fit(
     seed
         For the first weights and all that is drawn.
     epochs
-        Times through all cells; None is about 300 steps, at least 30 times through.
+        Times through all cells; None is `epochs_for` them.
     folder
         For the state after each epoch, from which a run that was stopped goes on.
     device
@@ -73,7 +73,8 @@ def fit(
     model = _new(table, sizes(parts), options, seed, pick_device(device))
     if "protein" in parts:
         _start_backgrounds(model, parts["protein"])
-    train(model, epochs=epochs or epochs_for(n_cells), seed=seed, folder=folder, devices=devices)
+    epochs = epochs or epochs_for(n_cells, len(np.unique(batch)))
+    train(model, epochs=epochs, seed=seed, folder=folder, devices=devices)
     names = {kind: part.names for kind, part in parts.items()}
     measured_in = {kind: sorted(set(batch[part.rows].tolist())) for kind, part in parts.items()}
     return Joint(model, readings, names, options, measured_in)

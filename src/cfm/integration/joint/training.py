@@ -20,10 +20,10 @@ from .module import MEASURED
 from .quiet import quiet
 from .table import BATCH
 
-STEPS = 100
-"""Training steps where nothing else is asked for, but at least `FEWEST_EPOCHS` through all cells.
+STEPS, STEPS_OF_BATCHES = 100, 450
+"""Training steps of one batch and of several, where nothing else is asked for; but at least `FEWEST_EPOCHS` through all cells.
 
-With more, types of a few hundred cells came apart into several clusters each."""
+Taking batches apart takes longer. With more steps than that, types of a few hundred cells come apart into several clusters each."""
 FEWEST_EPOCHS = 30
 BATCH_SIZE = 128
 _LAST = "last.ckpt"
@@ -83,9 +83,10 @@ class _State(Callback):
         return True
 
 
-def epochs_for(n_cells: int) -> int:
+def epochs_for(n_cells: int, n_batches: int) -> int:
     """How many times through all cells."""
-    return max(FEWEST_EPOCHS, math.ceil(STEPS / math.ceil(n_cells / _batch_size(n_cells))))
+    steps = STEPS if n_batches == 1 else STEPS_OF_BATCHES
+    return max(FEWEST_EPOCHS, math.ceil(steps / math.ceil(n_cells / _batch_size(n_cells))))
 
 
 def _batch_size(n_cells: int) -> int:
