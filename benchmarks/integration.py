@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--baselines", nargs="*", default=cfm.metrics.BASELINES, choices=cfm.metrics.BASELINES)
     parser.add_argument("--out", help="CSV with all rows of all seeds")
     given = parser.parse_args()
+    cfm.settings.progress = False
     adata = read(given.file)
     tables = []
     for seed in range(given.seeds):
