@@ -50,7 +50,9 @@ def main() -> None:
     parser.add_argument("--species")
     parser.add_argument("--seeds", type=int, default=5, help="random halves")
     parser.add_argument("--spaces", type=int, default=3, help="trainings of the joint space for the table of types")
-    parser.add_argument("--totalvi", action="store_true", help="train totalVI on the same halves")
+    parser.add_argument(
+        "--totalvi", action=argparse.BooleanOptionalAction, default=True, help="train totalVI on the same halves"
+    )
     given = parser.parse_args()
     cfm.settings.verbosity, cfm.settings.progress = "error", False
     logging.getLogger("scvi").setLevel(logging.ERROR)
@@ -73,7 +75,7 @@ def agreement(mdata: Any, found: Any, given: argparse.Namespace, options: dict[s
     from scib_metrics import clisi_knn
     from scib_metrics.nearest_neighbors import NeighborsResults
 
-    both = found.measured.all(axis=1)
+    both = paired(found, "rna", "protein")
     labels = labels_of(mdata, found, given.labels_key)
     typed = both & (labels != "")
     rows, values = [], labels[typed]
@@ -109,7 +111,7 @@ def agreement(mdata: Any, found: Any, given: argparse.Namespace, options: dict[s
 def imputation(mdata: Any, found: Any, given: argparse.Namespace, options: dict[str, Any]) -> None:
     """Proteins of half of the cells from their RNA: mean over proteins of Pearson's r over cells."""
     rna, protein = found.parts["rna"], found.parts["protein"]
-    both = np.flatnonzero(found.measured.all(axis=1))
+    both = np.flatnonzero(paired(found, "rna", "protein"))
     logs, truth = rna_values(mdata, found), protein_values(mdata, found)
     rows = []
     for seed in range(given.seeds):
@@ -138,7 +140,7 @@ def imputation(mdata: Any, found: Any, given: argparse.Namespace, options: dict[
 def pairing(mdata: Any, found: Any, given: argparse.Namespace, options: dict[str, Any]) -> None:
     """Cells whose RNA and peaks are given as two cells: how far from each other they end, and labels carried over."""
     rna, atac = found.parts["rna"], found.parts["atac"]
-    both = np.flatnonzero(found.measured.all(axis=1))
+    both = np.flatnonzero(paired(found, "rna", "atac"))
     labels = labels_of(mdata, found, given.labels_key)
     logs, open_ = rna_values(mdata, found), spread(atac.counts.toarray() > 0, atac.rows, mdata.n_obs)
     rows = []
@@ -204,6 +206,11 @@ def neighbour_accuracy(space: Matrix, labels: NDArray[Any]) -> float:
     codes, names = pd.factorize(labels)
     votes = np.stack([(codes[near] == i).sum(axis=1) for i in range(len(names))], axis=1)
     return float((votes.argmax(axis=1) == codes).mean())
+
+
+def paired(found: Any, *kinds: str) -> NDArray[np.bool_]:
+    """Which cells have all of some modalities."""
+    return np.asarray(found.measured[:, [list(found.parts).index(kind) for kind in kinds]].all(axis=1))
 
 
 def labels_of(mdata: Any, found: Any, key: str | None) -> NDArray[Any]:
@@ -325,6 +332,8 @@ def totalvi(rna: Any, protein: Any, train: NDArray[np.int64], test: NDArray[np.i
     """Proteins by totalVI, trained with those of the test cells left out (all zero means missing to it)."""
     import scvi
 
+    from cfm.integration.joint.quiet import quiet
+
     scvi.settings.seed = seed
     counts = sp.csr_matrix(rna.counts)
     variance = np.asarray(counts.multiply(counts).mean(axis=0) - np.square(counts.mean(axis=0))).ravel()
@@ -335,12 +344,16 @@ def totalvi(rna: Any, protein: Any, train: NDArray[np.int64], test: NDArray[np.i
     measured[len(train) :] = 0
     adata.obsm["protein"] = measured
     adata.obs["half"] = ["train"] * len(train) + ["test"] * len(test)
-    scvi.model.TOTALVI.setup_anndata(adata, batch_key="half", protein_expression_obsm_key="protein")
-    model = scvi.model.TOTALVI(adata)
-    model.train(accelerator="cpu", enable_progress_bar=False)
-    _, found = model.get_normalized_expression(
-        indices=np.arange(len(train), len(cells)), transform_batch="train", n_samples=10, return_mean=True
-    )
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # of scvi-tools: about MuData, and proteins that are all 0, which here means missing
+        scvi.model.TOTALVI.setup_anndata(adata, batch_key="half", protein_expression_obsm_key="protein")
+        model = scvi.model.TOTALVI(adata)
+        model.train(accelerator="cpu", enable_progress_bar=False, logger=False)
+        _, found = model.get_normalized_expression(
+            indices=np.arange(len(train), len(cells)), transform_batch="train", n_samples=10, return_mean=True
+        )
     return np.log1p(np.asarray(found))
 
 

@@ -94,6 +94,7 @@ def test_a_joint_space_is_what_the_function_writes(joint: MuData, path: Path, tm
         "  obsm         X_cfm_joint, 60 x 20",
         "  obsm         cfm_modality_weights, 60 x 2",
         "  obsm         cfm_imputed_protein, 60 x 8",
+        "  obsm         cfm_imputed_protein_sd, 60 x 8",
         "  rna obsm     X_cfm_joint, 60 x 20",
         "  prot obsm    X_cfm_joint, 50 x 20",
         "  prot layers  cfm_imputed, 50 x 8",
@@ -114,6 +115,19 @@ def test_a_saved_space_takes_later_cells(few: AnnData, save, tmp_path: Path, rea
     again = read(tmp_path / "again.h5ad")
     np.testing.assert_allclose(again.obsm["X_cfm_integrated"], first.obsm["X_cfm_integrated"], atol=1e-4)
     assert str(again.uns["cfm"]["X_cfm_integrated"]["reference"]) == str(space)
+
+
+def test_a_space_of_proteins_predicts_those_of_rna_cells(path: Path, few: AnnData, save, tmp_path: Path, read) -> None:
+    space, later = tmp_path / "space", few[:20].copy()
+    words = ["--batch-key", "half", "--epochs", "1", "--seed", "3", "--save", str(space)]
+    assert main(["integrate", str(path), "-o", str(tmp_path / "out.h5mu"), *words]) == 0
+    later.obs["half"] = ["odd", "even"] * 10
+    words = ["--batch-key", "half", "--reference", str(space), "--impute", "protein"]
+    assert main(["integrate", str(save(later, "later.h5ad")), "-o", str(tmp_path / "out.h5ad"), *words]) == 0
+    found = read(tmp_path / "out.h5ad")
+    assert list(found.obsm["cfm_imputed_protein"]) == [f"protein{i}" for i in range(8)]
+    assert (found.obsm["cfm_imputed_protein_sd"] > 0).all(axis=None)
+    assert mudata.read_h5mu(tmp_path / "out.h5mu").uns["cfm"]["X_cfm_joint"]["seed"] == 3
 
 
 @pytest.mark.usefixtures("fake")

@@ -55,6 +55,10 @@ obsm["cfm_modality_weights"]; cells in which only some were measured are welcome
                         help="Harmony on components of the counts and the model's vectors, on the vectors alone; scvi trains a "
                         "network, scgpt fine-tunes a checkpoint of scGPT; or the vectors as they are (default: %(default)s, which for h5mu is scvi)")  # fmt: skip
     parser.add_argument("--use-rep", metavar="KEY", help="key in obsm with vectors to take in the place of a model's")
+    parser.add_argument(
+        "--species-key", metavar="COLUMN", help="column of obs with human and mouse, if there are cells of both"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="for all that is drawn (default: %(default)s)")
     group = parser.add_argument_group("training (--method scvi or scgpt, and h5mu files)")
     group.add_argument("--epochs", type=positive, metavar="N",
                        help="times through all cells (default: by the number of cells)")  # fmt: skip
@@ -85,7 +89,7 @@ def _integrate(args: argparse.Namespace) -> None:
 
     for name in ("modalities", "layers"):
         setattr(args, name, _by_kind(name, getattr(args, name)))
-    options = given_options(args, *READING, "batch_key", "condition_key", "method", "use_rep", "device", "epochs", "save",
+    options = given_options(args, *READING, "batch_key", "condition_key", "species_key", "seed", "method", "use_rep", "device", "epochs", "save",
                      "reference", "impute", "modalities", "layers")  # fmt: skip
     if kind_of(args.cells, several=True) == "h5mu":
         _process_modalities(args, lambda mdata: integrate(mdata, **options))

@@ -3,6 +3,7 @@
 from .batches import Batches, find_batches, warn_of_conditions
 from .harmony import align
 from .modalities import Kind, Modalities, Modality, batch_column, find_modalities
+from .orthologs import on_common_genes
 from .space import Expression, Space, all_counts, build_space, expression, principal_components
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "expression",
     "find_batches",
     "find_modalities",
+    "on_common_genes",
     "principal_components",
     "warn_of_conditions",
 ]

@@ -29,7 +29,8 @@ from cfm.integration import (
 from ._joint import Embedding, Training, joint_space
 from ._modalities import integrate_modalities, is_mudata, predict, write_frames, write_layers
 from ._scgpt import fine_tuned
-from ._vectors import embedded, kept
+from ._species import on_genes_of_all, species_rows
+from ._vectors import kept
 
 Method = Literal["auto", "harmony", "scgpt", "scvi", "zero_shot"]
 METHODS: tuple[Method, ...] = ("auto", "harmony", "scgpt", "scvi", "zero_shot")
@@ -52,6 +53,7 @@ def integrate(
     layer: str | None = None,
     gene_column: str | None = None,
     species: str | None = None,
+    species_key: str | None = None,
     gene_table: str | Path | Mapping[str, str] | None = None,
     device: str | None = None,
     devices: int = 1,
@@ -105,6 +107,10 @@ def integrate(
         weights of their own, which are trained.
     layer, gene_column, species, gene_table, device
         As in `cfm.tl.embed`, for RNA.
+    species_key
+        Column of ``obs`` with ``"human"`` and ``"mouse"``, if an AnnData object holds cells of both: they are compared by genes with a
+        one-to-one ortholog, and the model reads each by its own genes. In var, each species has its own names (GAPDH, Gapdh), as an
+        outer join leaves them. Name the species' batches with `batch_key`.
     devices
         With ``"scvi"``: processes on the CPU or GPUs to train on. More than one wants a script, not a notebook.
     seed
@@ -198,7 +204,7 @@ def integrate(
     if is_mudata(data):
         if method not in ("auto", "scvi", "scgpt"):
             raise OptionError(f"method={method!r} takes one modality: cfm.tl.integrate(mdata['rna'], ...).")
-        _refuse("an AnnData object", use_rep=use_rep, layer=layer)
+        _refuse("an AnnData object", use_rep=use_rep, layer=layer, species_key=species_key)
         embedding = Embedding(model, device, options, where)
         return integrate_modalities(
             data, method, batch_key, condition_key, modalities, layers, impute, embedding, training, key_added, copy
@@ -211,11 +217,19 @@ def integrate(
     batches = find_batches(adata.obs, batch_key, condition_key, alone=reference is not None)
     if condition_key is None and method != "zero_shot":
         warn_of_conditions(adata.obs, batches)
-    embedding = Embedding(model, device, options, where | {"layer": layer})
+    compared, its_layer, rows = adata, layer, None
+    if species_key is not None:
+        _refuse("cells of one species", species=species, gene_table=gene_table, impute=impute)
+        if method == "scgpt":
+            raise OptionError("scGPT reads human genes only: leave out species_key=, or type another method=.")
+        rows = species_rows(adata, species_key)
+        if method in ("auto", "scvi"):
+            compared, its_layer = on_genes_of_all(adata, rows, layer, gene_column), None
+    embedding = Embedding(model, device, options, where | {"layer": layer}, rows)
     if method == "scvi" or (reference is not None and method != "scgpt"):
         _refuse("'auto', 'harmony' and 'zero_shot'", use_rep=use_rep)
         method = "scvi"
-        facts = _trained(adata, batches, embedding, training, key, impute, layer)
+        facts = _trained(adata, compared, batches, embedding, training, key, impute, its_layer)
     elif method == "scgpt":
         _refuse("'auto', 'harmony' and 'zero_shot'", use_rep=use_rep)
         _refuse("method='scvi'", impute=impute, devices=devices if devices != 1 else None)
@@ -230,12 +244,10 @@ def integrate(
         _refuse("method='scvi'", impute=impute, devices=devices if devices != 1 else None)
         _refuse("'scvi' and 'scgpt'", epochs=epochs, save=save)
         vectors, facts = (
-            embedded(adata, model, device, options, layer=layer, **where)
-            if use_rep is None
-            else (kept(adata, use_rep, options), {"use_rep": use_rep})
+            embedding.made(adata) if use_rep is None else (kept(adata, use_rep, options), {"use_rep": use_rep})
         )
         if method == "auto":
-            source = find_counts(adata, layer=layer)
+            source = find_counts(compared, layer=its_layer)
             space = build_space(expression(source, batches).values, vectors, batches)
             facts = facts | {"parts": space.parts, "explained": space.explained, "counts": source.where}
             vectors = space.vectors
@@ -245,12 +257,15 @@ def integrate(
         adata.obsm[key] = np.asarray(vectors, np.float32)
     logger.info("integrate: %s over %d batches in obs[%r]", method, len(batches.names), batch_key)
     facts = facts | {"method": method, "batch_key": batch_key, "condition_key": condition_key, "seed": seed}
+    if species_key is not None:
+        facts["species_key"] = species_key
     records.write_record(adata.uns, key, records.make_record("cfm.tl.integrate", **facts))
     return adata if copy else None
 
 
 def _trained(
     adata: AnnData,
+    compared: AnnData,
     batches: Batches,
     embedding: Embedding,
     training: Training,
@@ -258,14 +273,14 @@ def _trained(
     impute: Sequence[Kind],
     layer: str | None,
 ) -> dict[str, Any]:
-    """Train on RNA alone, and write what it says."""
+    """Train on RNA alone, on the counts of `compared`, and write what it says."""
     if training.reference is None and (unknown := [kind for kind in impute if kind != "rna"]):
         raise OptionError(
             f"impute={unknown}: an AnnData object takes impute=['rna']. Other modalities are predicted with reference=, a space "
             "that was trained on them."
         )
-    source = find_counts(adata, layer=layer)
-    rna = _as_modality(adata, source)
+    source = find_counts(compared, layer=layer)
+    rna = _as_modality(compared, source)
     joint, facts = joint_space({"rna": rna}, batches, adata, embedding, training, impute)
     announce_overwrite(adata, "obsm", key)
     adata.obsm[key] = joint.model.posterior()[0]

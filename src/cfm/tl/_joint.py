@@ -17,7 +17,7 @@ from cfm._core.logging import logger
 from cfm.integration import Batches, Kind, Modality
 from cfm.integration.space import model_helps, most_variable
 
-from ._vectors import embedded
+from ._vectors import embedded, embedded_by_species
 
 
 @dataclass(frozen=True)
@@ -62,16 +62,31 @@ class Training:
 
 @dataclass(frozen=True)
 class Embedding:
-    """What makes the vectors that the RNA side of a space reads."""
+    """What makes the vectors that the RNA side of a space reads.
+
+    Parameters
+    ----------
+    model, device, options, where
+        As in `cfm.tl.embed`; `where` has what says where counts and genes are.
+    species
+        Cells of each species, if there are several.
+    """
 
     model: str | Path
     device: str | None
     options: dict[str, Any]
     where: dict[str, Any]
+    species: dict[str, NDArray[np.int64]] | None = None
+
+    def made(self, adata: AnnData) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Vectors, and all that was used."""
+        if self.species is None:
+            return embedded(adata, self.model, self.device, self.options, **self.where)
+        return embedded_by_species(adata, self.species, self.model, self.device, self.options, **self.where)
 
     def of(self, adata: AnnData) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """Vectors, and by which model."""
-        vectors, facts = embedded(adata, self.model, self.device, self.options, **self.where)
+        vectors, facts = self.made(adata)
         return vectors, {name: facts[name] for name in ("source", "model", "model_digest")}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,24 @@ def embedded(
     result = infer.run(loaded, prepared.stream, adata.n_obs, settings.pack_tokens)
     logger.info("integrate: %s", prepared)
     return result.vectors, prepared.facts() | {"source": str(model), "options": options or None}
+
+
+def embedded_by_species(
+    adata: AnnData,
+    rows: Mapping[str, NDArray[np.int64]],
+    model: str | Path,
+    device: str | None,
+    options: dict[str, Any],
+    **where: Any,
+) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    """`embedded`, the cells of each species by its own genes."""
+    blocks: list[NDArray[np.float32]] = []
+    facts: dict[str, Any] = {}
+    for species, own in rows.items():
+        vectors, facts = embedded(adata[own], model, device, options, **(where | {"species": species}))
+        blocks.append(vectors)
+    order = np.argsort(np.concatenate(list(rows.values())))
+    return np.concatenate(blocks)[order], facts | {"species": list(rows)}
 
 
 def kept(adata: AnnData, use_rep: str, options: dict[str, Any]) -> NDArray[np.float32]:

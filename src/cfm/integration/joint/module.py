@@ -140,7 +140,7 @@ class JointVAE(BaseModuleClass):
         """Distribution of the features of a modality at points of the space, for cells of some depth."""
         if kind == "atac":
             open_ = self.decoders[kind](z, batch) * torch.sigmoid(self.region_factors) * depth
-            return Bernoulli(probs=open_.clamp(_EPS, 1 - _EPS)), None
+            return Bernoulli(open_.clamp(_EPS, 1 - _EPS), validate_args=False), None
         theta = self.log_dispersion[kind].exp()
         if kind == "rna":
             _, _, rate, _ = self.decoders[kind]("gene", z, depth.log(), batch)
