@@ -89,6 +89,7 @@ def agreement(mdata: Any, found: Any, given: argparse.Namespace, options: dict[s
         spaces += [
             (f"cfm {kind} alone", spread(whole.mod[part.name].obsm["X_cfm_joint"], part.rows, len(typed)))
             for kind, part in found.parts.items()
+            if kind in ("rna", "protein")
         ]
     for name, space in spaces:
         own = np.asarray(space, np.float64)[typed]
