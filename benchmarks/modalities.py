@@ -351,7 +351,7 @@ def totalvi(rna: Any, protein: Any, train: NDArray[np.int64], test: NDArray[np.i
         )  # of scvi-tools: about MuData, and proteins that are all 0, which here means missing
         scvi.model.TOTALVI.setup_anndata(adata, batch_key="half", protein_expression_obsm_key="protein")
         model = scvi.model.TOTALVI(adata)
-        model.train(accelerator="cpu", enable_progress_bar=False, logger=False)
+        model.train(accelerator="cpu", enable_progress_bar=False)
         _, found = model.get_normalized_expression(
             indices=np.arange(len(train), len(cells)), transform_batch="train", n_samples=10, return_mean=True
         )
