@@ -2,7 +2,8 @@
 
 from .batches import Batches, find_batches, warn_of_conditions
 from .harmony import align
-from .modalities import Kind, Modalities, Modality, batch_column, find_modalities
+from .modalities import Kind, Modalities, Modality, find_modalities
+from .modality_batches import batch_column
 from .orthologs import on_common_genes
 from .space import Expression, Space, all_counts, build_space, expression, principal_components
 
