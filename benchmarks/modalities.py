@@ -190,15 +190,13 @@ def mosaic(mdata: Any, found: Any, given: argparse.Namespace, options: dict[str,
 
 
 def thinned(mdata: Any, found: Any, share: float, seed: int) -> Any:
-    """Each modality without a random share of its cells; every cell keeps one."""
+    """Each modality without a random share of its cells; every cell keeps one of those that it has."""
     generator = np.random.default_rng(seed)
-    keep = generator.random((mdata.n_obs, len(found.parts))) >= share
-    keep[~keep.any(axis=1), generator.integers(len(found.parts), size=int((~keep.any(axis=1)).sum()))] = True
-    mods = {}
-    for i, part in enumerate(found.parts.values()):
-        mod = mdata.mod[part.name]
-        mods[part.name] = mod[keep[part.rows, i]].copy()
-    return md.MuData(mods)
+    order = np.where(found.measured, generator.random(found.measured.shape), -1)
+    keep = found.measured & ((order >= share) | (order == order.max(axis=1, keepdims=True)))
+    return md.MuData(
+        {part.name: mdata.mod[part.name][keep[part.rows, i]].copy() for i, part in enumerate(found.parts.values())}
+    )
 
 
 def neighbour_accuracy(space: Matrix, labels: NDArray[Any]) -> float:
