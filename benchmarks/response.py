@@ -39,8 +39,9 @@ def main() -> None:
     adata = ad.read_h5ad(given.file)
     adata.var_names_make_unique()
     keys = {"batch_key": given.batch_key}
-    genes = expression(find_counts(adata), find_batches(adata.obs, **keys))
-    measured, names = genes.values.toarray(), adata.var_names.to_numpy(str)[genes.columns]
+    source = find_counts(adata)
+    genes = expression(source, find_batches(adata.obs, **keys))
+    measured, names = genes.values.toarray(), source.var.index.to_numpy(str)[genes.columns]
     response = Response(adata, measured, names, given)
     print(f"{len(response.masks)} types; genes: {', '.join(names[response.chosen])}", flush=True)
     rows = []
@@ -55,7 +56,8 @@ def main() -> None:
                 )
                 rows.append({"space": name, **response.left(neighbours(adata.obsm["X_own"], measured))})
                 if method == "scvi":
-                    denoised = np.nan_to_num(adata.layers["cfm_imputed"][:, genes.columns])
+                    own = pd.DataFrame(adata.layers["cfm_imputed"], columns=adata.var_names)
+                    denoised = own.reindex(columns=names).fillna(0).to_numpy()
                     rows.append({"space": f"{name}: denoised", **response.left(denoised)})
         batches = find_batches(adata.obs, **keys)
         for baseline in (baselines.pca, baselines.harmony, baselines.scvi, baselines.combat):
@@ -110,7 +112,7 @@ class Response:
 
 def neighbours(space: Matrix, values: Matrix) -> Matrix:
     """Mean over the 15 nearest neighbours of each cell, without itself."""
-    near = NearestNeighbors(n_neighbors=16).fit(space).kneighbors(space)[1][:, 1:]
+    near = NearestNeighbors(n_neighbors=15).fit(space).kneighbors(return_distance=False)
     return np.stack([values[own].mean(axis=0) for own in near])
 
 

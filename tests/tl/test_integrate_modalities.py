@@ -331,6 +331,24 @@ def test_proteins_of_cells_that_have_rna_alone(parts: dict[str, AnnData], tmp_pa
         call(alone, batch_key="batch", reference=tmp_path / "model", epochs=None, impute=["atac"])
 
 
+def test_frames_of_cells_that_have_nothing_and_of_names_with_a_slash(
+    parts: dict[str, AnnData], tmp_path: Path, said: list[str]
+) -> None:
+    prot = parts["prot"][:60].copy()
+    prot.var_names = ["HLA-A/B/C", *prot.var_names[1:]]
+    hashes = AnnData(np.ones((100, 2), np.float32), obs=parts["rna"].obs)
+    mdata = MuData({"rna": parts["rna"][:80].copy(), "prot": prot, "hto": hashes})
+    call(mdata, impute=["protein"])
+    for name in ("cfm_imputed_protein", "cfm_imputed_protein_sd"):
+        frame = mdata.obsm[name]
+        assert frame.columns[0] == "HLA-A_B_C"
+        assert frame.iloc[:80].notna().all(axis=None)
+        assert frame.iloc[80:].isna().all(axis=None)
+    assert any("/ became _ in the names of HLA-A/B/C" in line for line in said)
+    mdata.write(tmp_path / "cells.h5mu")
+    assert mudata.read_h5mu(tmp_path / "cells.h5mu").obsm["cfm_imputed_protein"].shape == (100, 8)
+
+
 # RNA alone
 
 

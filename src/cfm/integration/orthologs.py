@@ -57,19 +57,25 @@ def on_common_genes(
         raise OptionError(f"No orthologs of {others} are packaged: only those of {', '.join(SPECIES)}.")
     common = _common()
     tokens: dict[str, NDArray[np.int32]] = {}
-    for name, rows in species.items():
-        seen = np.unique(counts[rows].indices)
-        tokens[name] = np.full(counts.shape[1], -1, np.int32)
-        tokens[name][seen] = match(var.iloc[seen], common, gene_column=gene_column, species=name).tokens
-    # A gene counts as measured in a species if one of its cells has it.
+    # Columns count and not cells, so that a cell has the same genes whichever cells come with it.
+    for name in SPECIES:
+        try:
+            tokens[name] = match(var, common, gene_column=gene_column, species=name).tokens
+        except GeneMatchError as error:
+            if name in species:
+                raise GeneMatchError(
+                    f"{len(species[name]):,} cells are {name}, and hardly any column bears the name of a {name} gene that has "
+                    f"a one-to-one ortholog. Looked at {gene_column or 'var_names and all text columns of var'}, which begins "
+                    f"{', '.join(map(str, var.index[:3]))}. Join the species with their own names, GAPDH and Gapdh."
+                ) from error
     shared = np.flatnonzero(np.all([np.isin(np.arange(len(common)), own) for own in tokens.values()], axis=0))
     found = ", ".join(f"{len(np.unique(own[own >= 0])):,} of {name}" for name, own in tokens.items())
     if len(shared) < _FEWEST_GENES:
         raise GeneMatchError(
-            f"Of the {len(common):,} one-to-one orthologs of human and mouse, {found} were seen, and {len(shared):,} in all "
-            f"species; at least {_FEWEST_GENES} are needed. Do mouse cells have mouse names, such as Gapdh, in var_names?"
+            f"Of the {len(common):,} one-to-one orthologs of human and mouse, var has {found}, and {len(shared):,} of all; at least "
+            f"{_FEWEST_GENES} are needed. Join the species without leaving out genes."
         )
-    logger.info("species: %s seen; %s genes are common", found, f"{len(shared):,}")
+    logger.info("species: orthologs in var are %s; %s are common", found, f"{len(shared):,}")
     blocks = []
     for name, rows in species.items():
         columns = np.flatnonzero(np.isin(tokens[name], shared))

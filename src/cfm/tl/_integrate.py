@@ -7,27 +7,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from anndata import AnnData
 
 from cfm._core import records
 from cfm._core.errors import OptionError
 from cfm._core.inputs import announce_overwrite, chosen_key, writable
 from cfm._core.logging import logger
-from cfm.counts import CountSource, find_counts
+from cfm.counts import find_counts
 from cfm.integration import (
-    Batches,
     Kind,
-    Modality,
     align,
-    all_counts,
     build_space,
     expression,
     find_batches,
     warn_of_conditions,
 )
 
-from ._joint import Embedding, Training, joint_space
-from ._modalities import integrate_modalities, is_mudata, predict, write_frames, write_layers
+from ._joint import Embedding, Training
+from ._modalities import integrate_modalities, is_mudata
+from ._rna import integrate_rna
 from ._scgpt import fine_tuned
 from ._species import on_genes_of_all, species_rows
 from ._vectors import kept
@@ -171,8 +168,9 @@ def integrate(
 
     RNA and proteins are predicted in two steps: the decoder says what a cell like this has on average over batches, and a
     Gaussian process regression, on the place of the cell in the space and on what its encoders read, says what the decoder
-    leaves. The standard deviation is that of the measured value. Where fewer than 20 cells have both modalities, and for
-    peaks, the decoder speaks alone, and the standard deviation is that of its mean over the posterior of the cell.
+    leaves. The standard deviation is that of the measured value. Where fewer than 20 cells have both modalities, for
+    peaks, and for cells that are predicted from their own measurement (as RNA of an AnnData object is), the decoder speaks
+    alone, and the standard deviation is that of its mean over the posterior of the cell.
 
     References
     ----------
@@ -217,19 +215,24 @@ def integrate(
     batches = find_batches(adata.obs, batch_key, condition_key, alone=reference is not None)
     if condition_key is None and method != "zero_shot":
         warn_of_conditions(adata.obs, batches)
-    compared, its_layer, rows = adata, layer, None
+    compared, its_layer, rows, counts_of = adata, layer, None, None
     if species_key is not None:
         _refuse("cells of one species", species=species, gene_table=gene_table, impute=impute)
         if method == "scgpt":
             raise OptionError("scGPT reads human genes only: leave out species_key=, or type another method=.")
+        if use_rep is not None and method != "auto":
+            raise OptionError(
+                f"species_key= says how genes are read, and method={method!r} with use_rep= reads none. Leave one of them out."
+            )
         rows = species_rows(adata, species_key)
         if method in ("auto", "scvi"):
-            compared, its_layer = on_genes_of_all(adata, rows, layer, gene_column), None
+            compared, counts_of = on_genes_of_all(adata, rows, layer, gene_column)
+            its_layer = None
     embedding = Embedding(model, device, options, where | {"layer": layer}, rows)
     if method == "scvi" or (reference is not None and method != "scgpt"):
         _refuse("'auto', 'harmony' and 'zero_shot'", use_rep=use_rep)
         method = "scvi"
-        facts = _trained(adata, compared, batches, embedding, training, key, impute, its_layer)
+        facts = integrate_rna(adata, compared, batches, embedding, training, key, impute, its_layer)
     elif method == "scgpt":
         _refuse("'auto', 'harmony' and 'zero_shot'", use_rep=use_rep)
         _refuse("method='scvi'", impute=impute, devices=devices if devices != 1 else None)
@@ -258,48 +261,9 @@ def integrate(
     logger.info("integrate: %s over %d batches in obs[%r]", method, len(batches.names), batch_key)
     facts = facts | {"method": method, "batch_key": batch_key, "condition_key": condition_key, "seed": seed}
     if species_key is not None:
-        facts["species_key"] = species_key
+        facts |= {"species_key": species_key} | ({} if counts_of is None else {"counts": counts_of})
     records.write_record(adata.uns, key, records.make_record("cfm.tl.integrate", **facts))
     return adata if copy else None
-
-
-def _trained(
-    adata: AnnData,
-    compared: AnnData,
-    batches: Batches,
-    embedding: Embedding,
-    training: Training,
-    key: str,
-    impute: Sequence[Kind],
-    layer: str | None,
-) -> dict[str, Any]:
-    """Train on RNA alone, on the counts of `compared`, and write what it says."""
-    if training.reference is None and (unknown := [kind for kind in impute if kind != "rna"]):
-        raise OptionError(
-            f"impute={unknown}: an AnnData object takes impute=['rna']. Other modalities are predicted with reference=, a space "
-            "that was trained on them."
-        )
-    source = find_counts(compared, layer=layer)
-    rna = _as_modality(compared, source)
-    joint, facts = joint_space({"rna": rna}, batches, adata, embedding, training, impute)
-    announce_overwrite(adata, "obsm", key)
-    adata.obsm[key] = joint.model.posterior()[0]
-    for kind in impute:
-        imputed = predict(joint, kind, {"rna": rna}, adata.n_obs)
-        if kind == "rna":
-            write_layers(adata, rna, imputed)
-        else:
-            write_frames(adata, kind, imputed)
-    return facts | {"counts": source.where}
-
-
-def _as_modality(adata: AnnData, source: CountSource) -> Modality:
-    """Counts as a modality; those of raw are taken for the genes that the object has."""
-    place = adata.var_names.get_indexer(source.var.index)
-    there = np.flatnonzero(place >= 0)
-    counts = all_counts(source)[:, there]
-    names = source.var.index.to_numpy(str)[there]
-    return Modality("rna", "X", counts, names, place[there].astype(np.int64), np.arange(adata.n_obs))
 
 
 def _refuse(who: str, **given: Any) -> None:

@@ -147,7 +147,7 @@ def joint_space(
         devices=training.devices,
     )  # fmt: skip
     if impute or training.save is not None:
-        joint = joint.with_regressions()
+        joint = joint.with_regressions(joint.kinds if training.save is not None else impute)
     facts = {"embedding": used, "explained": explained}
     if training.save is not None:
         saved.write(training.save, joint, facts)

@@ -144,13 +144,17 @@ class Imputed:
 
 
 def predict(joint: Any, kind: Kind, parts: Mapping[Kind, Modality], n_cells: int) -> Imputed:
-    """Predict a modality from the others; of cells that have no other, from itself."""
+    """Predict a modality from the others; of cells that have no other, from itself; NaN of cells that have nothing."""
     others = np.zeros((n_cells, len(joint.kinds)), bool)
     for i, name in enumerate(joint.kinds):
         if name in parts and name != kind:
             others[parts[name].rows, i] = True
     others[~others.any(axis=1), joint.kinds.index(kind)] = True
-    return Imputed(joint.names[kind], *joint.imputed(kind, others))
+    means, deviations = joint.imputed(kind, others)
+    nothing = np.ones(n_cells, bool)
+    nothing[np.concatenate([part.rows for name, part in parts.items() if name in joint.kinds])] = False
+    means[nothing], deviations[nothing] = np.nan, np.nan
+    return Imputed(joint.names[kind], means, deviations)
 
 
 def write_layers(adata: AnnData, part: Modality, imputed: Imputed) -> None:
@@ -165,9 +169,12 @@ def write_layers(adata: AnnData, part: Modality, imputed: Imputed) -> None:
 
 
 def write_frames(data: Any, kind: Kind, imputed: Imputed) -> None:
-    """Write data frames of all cells to ``obsm``."""
+    """Write data frames of all cells to ``obsm``; files take no slash in the name of a column."""
+    names = np.char.replace(imputed.names, "/", "_")
+    if (changed := imputed.names[names != imputed.names]).size:
+        logger.info("integrate: in obsm, / became _ in the names of %s", ", ".join(changed))
     for name, values in ((kind, imputed.means), (f"{kind}_sd", imputed.deviations)):
-        data.obsm[f"{records.IMPUTED}_{name}"] = pd.DataFrame(values, data.obs_names, imputed.names)
+        data.obsm[f"{records.IMPUTED}_{name}"] = pd.DataFrame(values, data.obs_names, names)
 
 
 def _only(kinds: Sequence[str], kind: str, n_cells: int) -> NDArray[np.bool_]:

@@ -33,8 +33,8 @@ def species_rows(adata: AnnData, species_key: str) -> dict[str, NDArray[np.int64
 
 def on_genes_of_all(
     adata: AnnData, rows: dict[str, NDArray[np.int64]], layer: str | None, gene_column: str | None
-) -> AnnData:
-    """The same cells on human genes that all their species have, with counts in X."""
+) -> tuple[AnnData, str]:
+    """The same cells on human genes that all their species have, with counts in X, and where these were."""
     source = find_counts(adata, layer=layer)
     counts, symbols = on_common_genes(all_counts(source), source.var, rows, gene_column)
-    return AnnData(counts, in_memory(adata.obs), pd.DataFrame(index=symbols))
+    return AnnData(counts, in_memory(adata.obs), pd.DataFrame(index=symbols)), source.where

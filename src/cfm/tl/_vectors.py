@@ -20,7 +20,7 @@ def embedded(
     adata: AnnData, model: str | Path, device: str | None, options: dict[str, Any], **where: Any
 ) -> tuple[NDArray[np.float32], dict[str, Any]]:
     """Vectors of a model, and what was used."""
-    loaded = models.load(model, device=device, **options)
+    loaded = models.load(model, device=device, species=where["species"], **options)
     prepared = infer.prepare(adata, loaded, **where)
     result = infer.run(loaded, prepared.stream, adata.n_obs, settings.pack_tokens)
     logger.info("integrate: %s", prepared)
@@ -36,13 +36,18 @@ def embedded_by_species(
     **where: Any,
 ) -> tuple[NDArray[np.float32], dict[str, Any]]:
     """`embedded`, the cells of each species by its own genes."""
-    blocks: list[NDArray[np.float32]] = []
-    facts: dict[str, Any] = {}
-    for species, own in rows.items():
-        vectors, facts = embedded(adata[own], model, device, options, **(where | {"species": species}))
-        blocks.append(vectors)
+    found = {
+        species: embedded(adata[own], model, device, options, **(where | {"species": species}))
+        for species, own in rows.items()
+    }
     order = np.argsort(np.concatenate(list(rows.values())))
-    return np.concatenate(blocks)[order], facts | {"species": list(rows)}
+    every = [facts for _, facts in found.values()]
+    same = {name: value for name, value in every[0].items() if all(facts[name] == value for facts in every)}
+    own_facts = {
+        species: {name: value for name, value in facts.items() if name not in same}
+        for species, (_, facts) in found.items()
+    }
+    return np.concatenate([vectors for vectors, _ in found.values()])[order], same | {"species": own_facts}
 
 
 def kept(adata: AnnData, use_rep: str, options: dict[str, Any]) -> NDArray[np.float32]:

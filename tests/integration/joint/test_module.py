@@ -11,6 +11,7 @@ import torch
 from anndata import AnnData
 from torch.distributions import Normal, kl_divergence
 
+from cfm.integration.joint import trained
 from cfm.integration.joint.model import JointVI
 from cfm.integration.joint.module import MEASURED, JointVAE, inputs_key
 from cfm.integration.joint.quiet import quiet
@@ -159,6 +160,30 @@ def test_imputed_values_are_on_their_scales_and_the_same_each_time(
     assert joint.imputed("atac", measured)[0].max() <= 1
     rna = np.expm1(joint.imputed("rna", measured)[0])
     assert rna.sum(axis=1).max() < 2e4
+
+
+def test_the_regression_from_most_of_what_a_cell_has(joint: Joint, table: AnnData) -> None:
+    has = table.obsm[MEASURED] > 0
+    learnt = joint.with_regressions(["protein", "atac"])
+    assert set(learnt.regressions) == {("protein", ("rna",)), ("protein", ("atac",)), ("protein", ("rna", "atac"))}
+    rna, both = np.tile([True, False, False], (len(has), 1)), np.tile([True, False, True], (len(has), 1))
+    of_rna, deviations = learnt.imputed("protein", rna)
+    assert not np.array_equal(of_rna, learnt.imputed("protein", both)[0])
+    # As in a mosaic in which no cell has all three.
+    mosaic = replace(learnt, regressions={("protein", ("rna",)): learnt.regressions["protein", ("rna",)]})
+    found = mosaic.imputed("protein", both)
+    np.testing.assert_array_equal(found[0], of_rna)
+    np.testing.assert_array_equal(found[1], deviations)
+    # A cell that has itself alone: the decoder.
+    own = np.tile([False, True, False], (len(has), 1))
+    np.testing.assert_array_equal(learnt.imputed("protein", own)[0], joint.imputed("protein", own)[0])
+
+
+def test_too_few_cells_make_no_regression(joint: Joint, monkeypatch: pytest.MonkeyPatch, table: AnnData) -> None:
+    both = int((table.obsm[MEASURED][:, :2] > 0).all(axis=1).sum())
+    for fewest, there in ((both, True), (both + 1, False)):
+        monkeypatch.setattr(trained, "FEWEST_CELLS", fewest)
+        assert (("protein", ("rna",)) in joint.with_regressions(["protein"]).regressions) is there
 
 
 def test_a_cell_is_the_same_alone_and_among_others(joint: Joint, table: AnnData) -> None:

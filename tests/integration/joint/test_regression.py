@@ -89,6 +89,16 @@ def test_more_cells_than_anchors(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0.6 < (np.abs(guess - truth) < error).mean() < 0.8
 
 
+def test_the_error_is_right_where_anchors_cannot_say_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In 40 directions, few anchors leave much of a cell open, and that is no reason for wider errors."""
+    monkeypatch.setattr(regression, "MAX_ANCHORS", 100)
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(3_000, 40)).astype(np.float32)
+    values = np.stack([np.sin(x[:, 0]) + x[:, 1], x[:, 2] * x[:, 3]], axis=1) + 0.5 * generator.normal(size=(3_000, 2))
+    guess, error = Regression.fit([x[:2_000]], values[:2_000]).predict([x[2_000:]])
+    np.testing.assert_allclose(((values[2_000:] - guess) / error).std(axis=0), 1, atol=0.07)
+
+
 def test_a_cell_is_the_same_alone_and_among_others(monkeypatch: pytest.MonkeyPatch) -> None:
     found = Regression.fit(*cells())
     new, _ = cells(100, seed=1)

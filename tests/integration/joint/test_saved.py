@@ -47,7 +47,7 @@ def test_what_is_left_of_a_modality_comes_back(tmp_path: Path, joint: Joint, par
     """Cells that lack a modality get the prediction that they had among the training cells."""
     from cfm.integration.joint.fitting import place
 
-    learnt = joint.with_regressions()
+    learnt = joint.with_regressions(joint.kinds)
     saved.write(tmp_path / "model", learnt, {})
     again = saved.read(tmp_path / "model")
     assert again.measured_in == learnt.measured_in
@@ -61,6 +61,15 @@ def test_what_is_left_of_a_modality_comes_back(tmp_path: Path, joint: Joint, par
     placed = place(again, {"rna": parts["rna"]}, batch, len(batch), seed=0)
     for found, before in zip(placed.imputed("protein", measured), expected, strict=True):
         np.testing.assert_allclose(found, before, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["measured_in", "regressions"])
+def test_a_page_of_an_older_version(written: Path, name: str) -> None:
+    page = json.loads((written / "integration.json").read_text(encoding="utf-8"))
+    del page[name]
+    (written / "integration.json").write_text(json.dumps(page), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=rf"of another version: '{name}'. Integrate again"):
+        saved.read(written)
 
 
 def test_there_is_nothing_that_runs_code(written: Path) -> None:

@@ -56,7 +56,7 @@ class Regression:
         blocks
             float32[n_cells, any] each: inputs that count equally.
         values
-            float[n_cells, n_features]: what is to be predicted, without its mean.
+            float[n_cells, n_features]: what is to be predicted; far from all cells, the prediction is 0.
         """
         x = np.hstack(blocks)
         mean = x.mean(axis=0)
@@ -72,7 +72,8 @@ class Regression:
         directions = inner @ (features.T @ values)
         kept = 1 - np.einsum("ij,ij->i", features @ inner, features)
         left_out = (values - features @ directions) / kept[:, None]
-        spread = np.sqrt((np.square(left_out) * kept[:, None] / NOISE).mean(axis=0))
+        unseen = (1 - np.square(features).sum(axis=1)).clip(0)  # what the anchors cannot say of a cell
+        spread = np.sqrt((np.square(left_out) / (unseen + NOISE / kept)[:, None]).mean(axis=0))
         back = scipy.linalg.solve_triangular(root, np.eye(len(anchors)), lower=True)
         reach = back.T @ (np.eye(len(anchors)) - NOISE * inner) @ back
         found = (mean, factor, anchors, back.T @ directions, reach, spread)

@@ -75,22 +75,31 @@ class Joint:
         measured
             bool[n_cells, kinds]: what of each cell it is made from.
         """
-        means, deviations = self._decoded(kind, measured)
-        for source, regression in self.regressions.items():
-            if source[0] == kind:
-                rows = np.flatnonzero((measured == self._mask(source[1])).all(axis=1))
-                if len(rows):
-                    left, deviations[rows] = regression.predict(self._blocks(source[1], rows))
-                    means[rows] = (means[rows] + left).clip(min=0)
+        used, found = measured.copy(), []
+        for pattern in np.unique(measured, axis=0):
+            if source := self._best(kind, pattern):
+                rows = np.flatnonzero((measured == pattern).all(axis=1))
+                # What the regression was not fitted with would only move the decoder.
+                used[rows] = self._mask(source[1])
+                found.append((source, rows))
+        means, deviations = self._decoded(kind, used)
+        for source, rows in found:
+            left, deviations[rows] = self.regressions[source].predict(self._blocks(source[1], rows))
+            means[rows] = (means[rows] + left).clip(min=0)
         return means, deviations
 
-    def with_regressions(self) -> Joint:
-        """With regressions of RNA and proteins, from each set of other modalities that enough cells have."""
-        return replace(self, regressions=dict(self._fitted()))
+    def with_regressions(self, kinds: Sequence[Kind]) -> Joint:
+        """With regressions of some modalities, from each set of others that enough cells have; peaks have none."""
+        return replace(self, regressions=dict(self._fitted(kinds)))
 
-    def _fitted(self) -> Iterator[tuple[Source, Regression]]:
+    def _best(self, kind: Kind, pattern: NDArray[np.bool_]) -> Source | None:
+        """The regression from most of the modalities that a cell has."""
+        fitting = [source for source in self.regressions if source[0] == kind and pattern[self._mask(source[1])].all()]
+        return max(fitting, key=lambda source: len(source[1]), default=None)
+
+    def _fitted(self, kinds: Sequence[Kind]) -> Iterator[tuple[Source, Regression]]:
         has = np.asarray(self.model.adata.obsm[MEASURED]) > 0
-        for kind in self.kinds:
+        for kind in kinds:
             others = [other for other in self.kinds if other != kind]
             if kind == "atac":
                 continue
