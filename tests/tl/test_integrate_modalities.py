@@ -392,6 +392,12 @@ def test_rna_alone_with_a_condition(cells: AnnData, said: list[str]) -> None:
     assert any("2 have a single batch of obs['batch'] ('even', 'odd')" in line for line in said)
 
 
+def test_genes_with_one_name(cells: AnnData) -> None:
+    cells.var_names = [cells.var_names[0], cells.var_names[0], *cells.var_names[2:]]
+    with pytest.raises(OptionError, match=r"var_names has 1 a second time.*Type adata.var_names_make_unique\(\) first"):
+        call(cells, batch_key="batch", method="scvi")
+
+
 def test_a_cell_without_counts(cells: AnnData, emptied: Callable[[AnnData, list[int]], AnnData]) -> None:
     cells = emptied(cells, [3])
     call(cells, batch_key="batch", method="scvi", epochs=1)

@@ -33,6 +33,12 @@ def integrate_rna(
             f"impute={unknown}: an AnnData object takes impute=['rna']. Other modalities are predicted with reference=, a space "
             "that was trained on them."
         )
+    if not compared.var_names.is_unique:
+        twice = compared.var_names[compared.var_names.duplicated()]
+        raise OptionError(
+            f"A trained space goes by the names of genes, and var_names has {len(twice):,} a second time, such as {twice[0]!r}. "
+            "Type adata.var_names_make_unique() first."
+        )
     source = find_counts(compared, layer=layer)
     rna = _as_modality(compared, source)
     joint, facts = joint_space({"rna": rna}, batches, adata, embedding, training, impute)

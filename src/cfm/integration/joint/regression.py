@@ -14,7 +14,6 @@ WIDTH = 0.75
 NOISE = 0.3
 """Variance of the noise, in units of the variance that the kernel can explain."""
 MAX_ANCHORS = 1_000
-FEWEST_CELLS = 20
 _AT_ONCE = 4_096
 
 

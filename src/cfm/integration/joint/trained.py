@@ -16,11 +16,11 @@ from cfm.integration.features import Kind
 from .inputs import normalised
 from .model import JointVI
 from .module import MEASURED, inputs_key
-from .regression import FEWEST_CELLS, Regression
+from .regression import Regression
 from .table import BATCH, Reading
 
-MAX_CELLS = 20_000
-"""A regression is fitted to at most so many cells."""
+FEWEST_CELLS, MAX_CELLS = 20, 20_000
+"""With fewer cells there is no regression; of more, so many are drawn."""
 Source = tuple[Kind, tuple[Kind, ...]]
 """A modality, and those that it is predicted from."""
 
