@@ -5,6 +5,7 @@ from .harmony import align
 from .modalities import Kind, Modalities, Modality, find_modalities
 from .modality_batches import batch_column
 from .orthologs import on_common_genes
+from .shift import shift
 from .space import Expression, Space, all_counts, build_space, expression, principal_components
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "find_modalities",
     "on_common_genes",
     "principal_components",
+    "shift",
     "warn_of_conditions",
 ]

@@ -19,6 +19,7 @@ from cfm.integration import (
     build_space,
     expression,
     find_batches,
+    shift,
     warn_of_conditions,
 )
 
@@ -253,7 +254,7 @@ def integrate(
             source = find_counts(compared, layer=its_layer)
             space = build_space(expression(source, batches).values, vectors, batches)
             facts = facts | {"parts": space.parts, "explained": space.explained, "counts": source.where}
-            vectors = space.vectors
+            vectors = shift(space.vectors, batches, seed=seed)
         if method != "zero_shot":
             vectors = align(vectors, batches, seed=seed)
         announce_overwrite(adata, "obsm", key)
