@@ -7,10 +7,15 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pytest
+import scipy.sparse as sp
 from anndata import AnnData
+from numpy.typing import NDArray
+from sklearn.neighbors import NearestNeighbors
 
 import cfm
 from cfm._core.errors import MissingKeyError, OptionError
+from cfm.counts import find_counts
+from cfm.integration import align, all_counts, build_space, expression, find_batches
 
 
 @pytest.fixture
@@ -45,6 +50,32 @@ def test_the_same_call_gives_the_same_vectors(batches: AnnData) -> None:
     assert second is not None
     np.testing.assert_array_equal(first.obsm["X_cfm_integrated"], second.obsm["X_cfm_integrated"])
     assert "X_cfm_integrated" not in batches.obsm
+
+
+def test_batches_that_lie_far_apart_are_mixed_and_types_stay(batches: AnnData) -> None:
+    """Each gene of one batch is caught at another rate (log-normal, sigma 2); Harmony alone leaves half of that."""
+    counts = all_counts(find_counts(batches)).toarray()
+    odd = (batches.obs["half"] == "odd").to_numpy()
+    rng = np.random.default_rng(0)
+    rates = np.exp(rng.normal(0, 2, counts.shape[1]))
+    counts[odd] = rng.poisson(counts[odd] * rates)
+    adata = AnnData(sp.csr_matrix(counts.astype(np.float32)), batches.obs, batches.var)
+    cfm.tl.integrate(adata, batch_key="half")
+    cfm.tl.embed(adata)
+    by_half = find_batches(adata.obs, "half")
+    apart = build_space(expression(find_counts(adata), by_half).values, adata.obsm["X_cfm"], by_half).vectors
+    label = adata.obs["bulk_labels"].to_numpy()
+
+    def shares(space: NDArray[np.float32]) -> tuple[float, float]:
+        """Of a cell's neighbours, those of the other batch and those of its type."""
+        near = NearestNeighbors(n_neighbors=16).fit(space).kneighbors(return_distance=False)
+        return float((odd[near] != odd[:, None]).mean()), float((label[near] == label[:, None]).mean())
+
+    mixed, kept = shares(adata.obsm["X_cfm_integrated"])
+    assert mixed > 0.4
+    assert shares(align(apart, by_half))[0] < 0.3
+    assert shares(apart)[0] < 0.02
+    assert kept > shares(apart)[1]
 
 
 def test_zero_shot_is_the_embedding(batches: AnnData) -> None:

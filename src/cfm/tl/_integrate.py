@@ -79,8 +79,8 @@ def integrate(
     model
         A name in `cfm.models.list`, or a folder that holds a checkpoint.
     method
-        ``"auto"``: Harmony on 20 principal components of the counts, beside the vectors of the model if these help (see
-        below); of a MuData object, ``"scvi"``. ``"harmony"``: Harmony on the vectors of the model alone. ``"scvi"``: a
+        ``"auto"``: Harmony on 20 principal components of the counts, beside the vectors of the model if these help, after each
+        batch was moved as a whole (see below for both); of a MuData object, ``"scvi"``. ``"harmony"``: Harmony on the vectors of the model alone. ``"scvi"``: a
         variational autoencoder in scvi-tools, trained on the cells at hand, whose encoder reads principal components and,
         if they help, the vectors of the model. ``"scgpt"``: a checkpoint of scGPT, fine-tuned on the cells at hand by its own
         objective; of a MuData object on RNA and proteins. ``"zero_shot"``: the vectors as they are, for comparison; only what the
@@ -167,6 +167,10 @@ def integrate(
     components do. So a model that does not know these cells, such as cfm-mini on cell lines, is left out. ``"scvi"`` goes by
     the same rule.
 
+    Before Harmony, ``"auto"`` adds one vector to each batch, by which cells that are mutual nearest neighbours between batches
+    come to lie together (Haghverdi et al. 2018, with one vector per batch instead of one per cell): where batches lie far
+    apart, Harmony sees a cluster for each and takes nothing out.
+
     RNA and proteins are predicted in two steps: the decoder says what a cell like this has on average over batches, and a
     Gaussian process regression, on the place of the cell in the space and on what its encoders read, says what the decoder
     leaves. The standard deviation is that of the measured value. Where fewer than 20 cells have both modalities, for
@@ -175,7 +179,8 @@ def integrate(
 
     References
     ----------
-    Korsunsky et al. 2019, "Fast, sensitive and accurate integration of single-cell data with Harmony". Lopez et al. 2018,
+    Korsunsky et al. 2019, "Fast, sensitive and accurate integration of single-cell data with Harmony". Haghverdi et al. 2018, "Batch
+    effects in single-cell RNA-sequencing data are corrected by matching mutual nearest neighbors". Lopez et al. 2018,
     "Deep generative modeling for single-cell transcriptomics" (scVI). Gayoso et al. 2021 (totalVI) and Ashuach et al. 2022
     (PeakVI) for the likelihoods of proteins and peaks; Wu & Goodman 2018, "Multimodal generative models for scalable
     weakly-supervised learning", for the product of experts; Rasmussen & Williams 2006, chapter 2, for the regression; Lotfollahi et al. 2022 (scArches) for new batches. Cui et al. 2024 (scGPT).
