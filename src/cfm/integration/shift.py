@@ -13,7 +13,7 @@ _NEIGHBOURS = 5
 _ROUNDS = 20
 _CELLS = 4000
 _CELLS_PER_BATCH = 200
-_SMALL_STEP = 1e-3
+_SMALL_STEP = 1e-2
 
 
 def shift(space: NDArray[np.floating], batches: Batches, *, seed: int = 0) -> NDArray[np.float32]:
@@ -36,14 +36,14 @@ def shift(space: NDArray[np.floating], batches: Batches, *, seed: int = 0) -> ND
     -------
     float32[n_cells, dim].
     """
-    out = np.array(space, np.float64)
+    out = np.array(space, np.float32)
     for stratum in np.unique(batches.strata):
         cells = np.flatnonzero(batches.strata == stratum)
         present, codes = np.unique(batches.codes[cells], return_inverse=True)
         if len(present) > 1:
             drawn = _draw(codes, np.random.default_rng(seed))
             out[cells] += _steps([out[cells[some]] for some in drawn])[codes]
-    return out.astype(np.float32)
+    return out
 
 
 def _draw(codes: NDArray[np.int64], generator: np.random.Generator) -> list[NDArray[np.int64]]:
@@ -54,9 +54,9 @@ def _draw(codes: NDArray[np.int64], generator: np.random.Generator) -> list[NDAr
     return [np.sort(generator.choice(c, most, replace=False)) if len(c) > most else c for c in cells]
 
 
-def _steps(groups: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """float64[n_batches, dim]: what to add to each batch, in rounds, since neighbours change as batches come closer."""
-    steps = np.zeros((len(groups), groups[0].shape[1]))
+def _steps(groups: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """float32[n_batches, dim]: what to add to each batch, in rounds, since neighbours change as batches come closer."""
+    steps = np.zeros((len(groups), groups[0].shape[1]), np.float32)
     small = _SMALL_STEP * np.vstack(groups).std()
     for _ in range(_ROUNDS):
         step = _step([group + moved for group, moved in zip(groups, steps, strict=True)])
@@ -66,7 +66,7 @@ def _steps(groups: list[NDArray[np.float64]]) -> NDArray[np.float64]:
     return steps
 
 
-def _step(groups: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+def _step(groups: list[NDArray[np.float32]]) -> NDArray[np.float32]:
     """Least squares over all pairs of batches; a pair with many mutual neighbours weighs more."""
     pairs = list(combinations(range(len(groups)), 2))
     which = np.zeros((len(pairs), len(groups)))
@@ -77,10 +77,10 @@ def _step(groups: list[NDArray[np.float64]]) -> NDArray[np.float64]:
         weight = np.sqrt(len(of_a) / min(len(a), len(b)))
         which[row, [one, other]] = weight, -weight
         between[row] = weight * (b[of_b] - a[of_a]).mean(axis=0)
-    return np.linalg.lstsq(which, between, rcond=None)[0]
+    return np.asarray(np.linalg.lstsq(which, between, rcond=None)[0], np.float32)
 
 
-def _mutual(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.bool_]:
+def _mutual(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.bool_]:
     """[cells of a, cells of b]: which are among the nearest of each other; the nearest pair of all is, so there is one."""
     apart = np.square(a).sum(axis=1)[:, None] + np.square(b).sum(axis=1) - 2 * (a @ b.T)
     nearest_to_a, nearest_to_b = (min(_NEIGHBOURS, n) - 1 for n in (len(b), len(a)))
