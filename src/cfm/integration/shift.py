@@ -48,7 +48,7 @@ def shift(space: NDArray[np.floating], batches: Batches, *, seed: int = 0) -> ND
 
 def _draw(codes: NDArray[np.int64], generator: np.random.Generator) -> list[NDArray[np.int64]]:
     """Cells of each batch to compare."""
-    n_batches = codes.max() + 1
+    n_batches = int(codes.max()) + 1
     most = max(_CELLS // n_batches, _CELLS_PER_BATCH)
     cells = (np.flatnonzero(codes == code) for code in range(n_batches))
     return [np.sort(generator.choice(c, most, replace=False)) if len(c) > most else c for c in cells]
