@@ -132,6 +132,12 @@ class ScbertNetwork(nn.Module):
         """What the language-model head says of positions, float[n, n_tokens], for float[n, dim]."""
         return by_rows(self.head, vectors)
 
+    def thaw(self) -> None:
+        """Let gradients into what the official fine-tuning trains, and nothing else: the last layer but one, norm and head."""
+        self.requires_grad_(False)
+        for part in (self.layers[-2], self.norm, self.head):
+            part.requires_grad_(True)
+
 
 def dense_bins(ids: Tensor, values: Tensor, offsets: Tensor, n_positions: int) -> Tensor:
     """Bins of all positions, int64[n_cells, n_positions], from those of the tokens."""
