@@ -42,8 +42,29 @@ def test_cells_without_a_batch() -> None:
 
 
 def test_numbers_with_fractions() -> None:
-    with pytest.raises(OptionError, match=r"holds numbers with fractions \(float64\).*astype\(str\)"):
+    with pytest.raises(OptionError, match=r"\['donor'\] holds numbers with fractions.*astype\(str\)"):
         find_batches(frame(donor=[0.5, 1.5]), "donor")
+
+
+def test_whole_numbers_that_became_floats() -> None:
+    assert find_batches(frame(donor=[0.0, 1.0, 1.0, 1.0]), "donor").names == ["0", "1"]
+
+
+def test_two_columns_are_no_batch() -> None:
+    with pytest.raises(OptionError, match=r"name of one column of obs.*join two, type adata.obs\['both'\]"):
+        find_batches(frame(donor=["a", "b"]), ["donor", "lane"])  # type: ignore[arg-type]
+
+
+def test_barcodes_are_no_batch() -> None:
+    with pytest.raises(
+        OptionError, match="40 batches for 80 cells, none with three: it looks like a column of barcodes"
+    ):
+        find_batches(frame(donor=[f"cell {i // 2}" for i in range(80)]), "donor")
+
+
+def test_of_many_small_batches_ten_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    find_batches(frame(donor=[f"{i:02d}" for i in range(25) for _ in range(3)]), "donor")
+    assert "'09' (3) and 15 more. What is special" in caplog.text
 
 
 def test_a_single_batch() -> None:

@@ -126,3 +126,25 @@ def test_of_a_large_batch_some_cells_are_compared(components: NDArray[np.float32
 def test_batches_of_a_cell_or_two(components: NDArray[np.float32]) -> None:
     moved = shift(components[:50], find_batches(in_batches(47, 2, 1), "batch"))
     assert np.isfinite(moved).all()
+
+
+def test_cells_that_are_all_the_same_count_as_one(components: NDArray[np.float32]) -> None:
+    """Those without counts, say: each is among the nearest of all others."""
+    n, dim = components.shape
+    same = np.repeat(components.mean(axis=0, keepdims=True), 100, axis=0)
+    half = np.vstack([components, same])
+    space = np.vstack([half, half + away(dim, 3)])
+    space[n + 100 + n :] -= away(dim, 3)  # they do not differ between batches
+    moved = shift(space, find_batches(in_batches(n + 100, n + 100), "batch"))
+    assert np.linalg.norm(moved[:n] - moved[n + 100 : 2 * n + 100], axis=1).max() < 0.1
+
+
+def test_many_batches(components: NDArray[np.float32]) -> None:
+    """Not all pairs of them are compared."""
+    generator = np.random.default_rng(0)
+    cells = np.vstack([components[generator.permutation(len(components))[:60]] for _ in range(60)])
+    obs = in_batches(*[60] * 60)
+    batches = find_batches(obs, "batch")
+    moved = shift(cells + generator.normal(size=(60, cells.shape[1]))[batches.codes] * 0.5, batches) - cells
+    centres = np.array([moved[batches.codes == code].mean(axis=0) for code in range(60)])
+    assert np.linalg.norm(centres - centres.mean(axis=0), axis=1).max() < 0.5  # they were 2.2 apart on average

@@ -52,6 +52,38 @@ def test_the_decision_is_the_same_each_time(pbmc: AnnData) -> None:
     assert build_space(values, vectors, batches).explained == build_space(values, vectors, batches).explained
 
 
+def test_where_nothing_can_be_measured_the_model_is_left_out(pbmc: AnnData, caplog: pytest.LogCaptureFixture) -> None:
+    obs = pd.DataFrame({"small": (np.arange(pbmc.n_obs) // 40).astype(str)})
+    batches = find_batches(obs, "small")
+    values = expression(find_counts(pbmc), batches).values
+    found = build_space(values, principal_components(values, 10), batches)
+    assert found.parts == ["pca"]
+    assert found.explained == {}
+    assert "no batch of obs['small'] has 50 cells" in caplog.text
+
+
+def test_of_many_batches_the_largest_are_asked(pbmc: AnnData) -> None:
+    """One batch of 60 cells, and many small ones that are not asked."""
+    obs = pd.DataFrame({"batch": np.where(np.arange(pbmc.n_obs) < 60, 0, np.arange(pbmc.n_obs) // 10).astype(str)})
+    batches = find_batches(obs, "batch")
+    values = expression(find_counts(pbmc), batches).values
+    noise = np.random.default_rng(0).normal(size=(pbmc.n_obs, 16)).astype(np.float32)
+    assert build_space(values, noise, batches).parts == ["pca"]
+    assert build_space(values, principal_components(values, 30), batches).parts == ["pca", "model"]
+
+
+@pytest.mark.parametrize("sizes", [(350, 340, 10), (690, 10)])
+def test_batches_without_counts_do_not_rank_genes(sizes: tuple[int, ...]) -> None:
+    generator = np.random.default_rng(0)
+    counts = generator.poisson(generator.gamma(0.5, 1, 2500), (sum(sizes), 2500)).astype(np.float32)
+    counts[-sizes[-1] :] = 0
+    obs = pd.DataFrame({"batch": np.repeat([f"batch {i}" for i in range(len(sizes))], sizes)})
+    obs.index = pd.Index(map(str, obs.index))
+    genes = expression(find_counts(AnnData(sp.csr_matrix(counts), obs)), find_batches(obs, "batch"))
+    assert genes.values.shape == (sum(sizes), 2000)
+    assert genes.values[-sizes[-1] :].nnz == 0
+
+
 def shifted() -> tuple[np.ndarray, pd.DataFrame]:
     """Two kinds of cells in two batches that lie apart."""
     generator = np.random.default_rng(0)

@@ -110,6 +110,11 @@ def test_a_condition_stays(batches: AnnData) -> None:
             "method='best': type one of 'auto', 'harmony', 'scgpt', 'scvi', 'zero_shot'",
         ),
         ({"batch_key": "half", "use_rep": "X_none"}, MissingKeyError, "obsm has no 'X_none'"),
+        (
+            {"batch_key": "half", "use_rep": "X_pca", "model": "scgpt"},
+            OptionError,
+            "model= does nothing: leave one out",
+        ),
         ({"batch_key": "half", "condition_key": "drug"}, MissingKeyError, "obs has no 'drug'.*type condition_key="),
         ({"batch_key": "half", "key_added": "a/b"}, OptionError, "slashes"),
     ],
@@ -122,6 +127,15 @@ def test_bad_input_leaves_no_trace(
         cfm.tl.integrate(batches, **arguments)  # type: ignore[arg-type]
     assert set(batches.obsm) == keys
     assert "cfm" not in batches.uns
+
+
+def test_cells_without_counts_are_counted(batches: AnnData, caplog: pytest.LogCaptureFixture) -> None:
+    counts = batches.X.toarray()
+    counts[:30] = 0
+    adata = AnnData(sp.csr_matrix(counts), batches.obs, batches.var)
+    cfm.tl.integrate(adata, batch_key="half")
+    assert "30 of 700 cells have no gene that the model reads" in caplog.text
+    assert np.isfinite(adata.obsm["X_cfm_integrated"]).all()
 
 
 def test_vectors_with_gaps_are_refused(batches: AnnData) -> None:

@@ -15,6 +15,8 @@ from cfm._core.logging import logger
 FEW_CELLS = 10
 """A batch with fewer is named in a warning: its own mean says little."""
 
+_NAMED = 10
+
 _MANY = 50
 """A column of ``obs`` with more categories is no condition."""
 
@@ -68,7 +70,7 @@ def find_batches(obs: Any, batch_key: str, condition_key: str | None = None, *, 
     MissingKeyError
         No such column, or cells without a value in it.
     OptionError
-        Numbers with fractions, or a single batch.
+        Numbers with fractions, a single batch, or no batch of three cells.
     """
     obs = in_memory(obs)
     batch = _column(obs, batch_key, "batch_key")
@@ -79,13 +81,19 @@ def find_batches(obs: Any, batch_key: str, condition_key: str | None = None, *, 
             "cfm.tl.embed(adata) gives the vectors."
         )
     sizes = batch.value_counts()
+    if sizes.max() < 3 and not alone:
+        raise OptionError(
+            f"obs[{batch_key!r}] has {len(names):,} batches for {len(obs):,} cells, none with three: it looks like a column "
+            "of barcodes. Name the column of the experiment or donor with batch_key=."
+        )
     if few := sorted(sizes.index[sizes < FEW_CELLS]):
         logger.warning(
             "batches of fewer than %d cells in obs[%r]: %s. What is special about them cannot be told from chance; merge "
             "them with another batch, or leave them out",
             FEW_CELLS,
             batch_key,
-            ", ".join(f"{name!r} ({sizes[name]})" for name in few),
+            ", ".join(f"{name!r} ({sizes[name]})" for name in few[:_NAMED])
+            + (f" and {len(few) - _NAMED:,} more" if len(few) > _NAMED else ""),
         )
     codes = batch.map({name: i for i, name in enumerate(names)}).to_numpy(np.int64)
     strata = np.zeros(len(obs), np.int64)
@@ -121,8 +129,29 @@ def in_memory(obs: Any) -> pd.DataFrame:
     return obs if isinstance(obs, pd.DataFrame) else obs.to_memory()
 
 
+def as_text(values: pd.Series, where: str, argument: str = "batch_key") -> pd.Series:
+    """Text, and None where there is no value; whole numbers that became floats beside a missing value are whole again."""
+    values = values.astype(values.cat.categories.dtype) if isinstance(values.dtype, pd.CategoricalDtype) else values
+    known = values.dropna()
+    if known.dtype.kind == "f":
+        if (known % 1 != 0).any():
+            raise OptionError(
+                f"{where} holds numbers with fractions, and {argument}= takes names or whole numbers. If they are names, "
+                f"type {where} = {where}.astype(str)."
+            )
+        known = known.astype(np.int64)
+    text = pd.Series(None, index=range(len(values)), dtype=object)
+    text.iloc[np.flatnonzero(values.notna())] = known.astype(str).to_numpy(dtype=object)
+    return text
+
+
 def _column(obs: pd.DataFrame, key: str, argument: str) -> pd.Series:
     """A column of ``obs`` as text."""
+    if not isinstance(key, str):
+        raise OptionError(
+            f"{argument}= takes the name of one column of obs, and {key!r} is none. To join two, type "
+            "adata.obs['both'] = adata.obs['one'].astype(str) + ' ' + adata.obs['other'].astype(str)."
+        )
     if key not in obs:
         raise MissingKeyError(f"obs has no {key!r}. It has {[str(c) for c in obs.columns]}: type {argument}=.")
     values = obs[key]
@@ -131,13 +160,7 @@ def _column(obs: pd.DataFrame, key: str, argument: str) -> pd.Series:
             f"obs[{key!r}] has no value for {int(values.isna().sum()):,} of {len(values):,} cells. Fill it, or leave "
             "these cells out."
         )
-    kind = values.cat.categories.dtype if isinstance(values.dtype, pd.CategoricalDtype) else values.dtype
-    if kind.kind == "f":
-        raise OptionError(
-            f"obs[{key!r}] holds numbers with fractions ({kind}), and {argument}= takes names or whole numbers. If they "
-            f"are names, type adata.obs[{key!r}] = adata.obs[{key!r}].astype(str)."
-        )
-    return values.astype(str)
+    return as_text(values, f"adata.obs[{key!r}]", argument).set_axis(obs.index)
 
 
 def _say_what_stays(batch: pd.Series, condition: pd.Series, batch_key: str, condition_key: str) -> None:

@@ -13,6 +13,7 @@ from cfm._core.errors import MissingKeyError, OptionError
 from cfm._core.logging import logger
 from cfm.counts import in_memory
 
+from .batches import as_text
 from .pairing import rows_of
 
 
@@ -40,7 +41,7 @@ def batch_column(mdata: Any, batch_key: str) -> pd.Series:
     looked = []
     if batch_key in mdata.obs:
         looked = [f"mdata.obs[{batch_key!r}]"]
-        found = _as_text(mdata.obs[batch_key], looked[0])
+        found = as_text(mdata.obs[batch_key], looked[0])
     open_ = found.isna()
     if open_.any():
         columns = dict(_batch_columns(mdata, batch_key))
@@ -76,11 +77,11 @@ def _batch_columns(mdata: Any, batch_key: str) -> Iterator[tuple[str, pd.Series]
         if key in obs:
             where = f"mdata.mod[{name!r}].obs[{key!r}]"
             column = pd.Series(None, index=range(mdata.n_obs), dtype=object)
-            column.iloc[rows_of(mdata, name)] = _as_text(obs[key], where).to_numpy()
+            column.iloc[rows_of(mdata, name)] = as_text(obs[key], where).to_numpy()
             yield where, column
         elif f"{name}:{key}" in mdata.obs:
             where = f"mdata.obs[{f'{name}:{key}'!r}]"
-            yield where, _as_text(mdata.obs[f"{name}:{key}"], where)
+            yield where, as_text(mdata.obs[f"{name}:{key}"], where)
 
 
 def _disagreement(mdata: Any, batch_key: str, columns: dict[str, pd.Series], cells: NDArray[np.intp]) -> str:
@@ -94,19 +95,3 @@ def _disagreement(mdata: Any, batch_key: str, columns: dict[str, pd.Series], cel
         f"Modalities give {len(cells):,} of {mdata.n_obs:,} cells different values of {batch_key!r}: {said}. Put the right "
         f"one into mdata.obs[{batch_key!r}], or name one modality's: batch_key='NAME:{batch_key}'."
     )
-
-
-def _as_text(values: pd.Series, where: str) -> pd.Series:
-    """Text, and None where there is no value; whole numbers that became floats beside a missing value are whole again."""
-    values = values.astype(values.cat.categories.dtype) if isinstance(values.dtype, pd.CategoricalDtype) else values
-    known = values.dropna()
-    if known.dtype.kind == "f":
-        if (known % 1 != 0).any():
-            raise OptionError(
-                f"{where} holds numbers with fractions, and batch_key= takes names or whole numbers. If they are names, "
-                f"type {where} = {where}.astype(str)."
-            )
-        known = known.astype(np.int64)
-    text = pd.Series(None, index=range(len(values)), dtype=object)
-    text.iloc[np.flatnonzero(values.notna())] = known.astype(str).to_numpy(dtype=object)
-    return text

@@ -13,6 +13,8 @@ _NEIGHBOURS = 5
 _ROUNDS = 20
 _CELLS = 4000
 _CELLS_PER_BATCH = 200
+_PAIRS = 300
+_CYCLES = 10
 _SMALL_STEP = 1e-2
 
 
@@ -30,7 +32,8 @@ def shift(space: NDArray[np.floating], batches: Batches, *, seed: int = 0) -> ND
     batches
         Batches, and strata within which they are moved; a stratum of a single batch stays as it is.
     seed
-        For the cells that are compared: 4,000 over all batches, or 200 of each if these are more.
+        For the cells that are compared, 4,000 over all batches, or 200 of each if these are more; and of more than 25 batches,
+        for the 20 others that each is compared with.
 
     Returns
     -------
@@ -41,8 +44,9 @@ def shift(space: NDArray[np.floating], batches: Batches, *, seed: int = 0) -> ND
         cells = np.flatnonzero(batches.strata == stratum)
         present, codes = np.unique(batches.codes[cells], return_inverse=True)
         if len(present) > 1:
-            drawn = _draw(codes, np.random.default_rng(seed))
-            out[cells] += _steps([out[cells[some]] for some in drawn])[codes]
+            generator = np.random.default_rng(seed)
+            drawn = _draw(codes, generator)
+            out[cells] += _steps([out[cells[some]] for some in drawn], _pairs(len(present), generator))[codes]
     return out
 
 
@@ -54,30 +58,44 @@ def _draw(codes: NDArray[np.int64], generator: np.random.Generator) -> list[NDAr
     return [np.sort(generator.choice(c, most, replace=False)) if len(c) > most else c for c in cells]
 
 
-def _steps(groups: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+def _pairs(n_batches: int, generator: np.random.Generator) -> list[tuple[int, int]]:
+    """All pairs of batches; of many, those that are neighbours on one of some random cycles through all."""
+    if n_batches * (n_batches - 1) / 2 <= _PAIRS:
+        return list(combinations(range(n_batches), 2))
+    cycles = [generator.permutation(n_batches).tolist() for _ in range(_CYCLES)]
+    return sorted({(min(p), max(p)) for cycle in cycles for p in zip(cycle, cycle[1:] + cycle[:1], strict=True)})
+
+
+def _steps(groups: list[NDArray[np.float32]], pairs: list[tuple[int, int]]) -> NDArray[np.float32]:
     """float32[n_batches, dim]: what to add to each batch, in rounds, since neighbours change as batches come closer."""
-    steps = np.zeros((len(groups), groups[0].shape[1]), np.float32)
+    # Distances of single precision want small numbers. Cells that are all the same, such as those without counts, are one:
+    # each would be the nearest of all others.
+    mean = np.vstack(groups).mean(axis=0)
+    groups = [np.unique(group - mean, axis=0) for group in groups]
+    steps = np.zeros((len(groups), len(mean)), np.float32)
     small = _SMALL_STEP * np.vstack(groups).std()
     for _ in range(_ROUNDS):
-        step = _step([group + moved for group, moved in zip(groups, steps, strict=True)])
+        step = _step([group + moved for group, moved in zip(groups, steps, strict=True)], pairs)
         steps += step
         if np.abs(step).max() <= small:
             break
     return steps
 
 
-def _step(groups: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Least squares over all pairs of batches; a pair with many mutual neighbours weighs more."""
-    pairs = list(combinations(range(len(groups)), 2))
-    which = np.zeros((len(pairs), len(groups)))
-    between = np.zeros((len(pairs), groups[0].shape[1]))
-    for row, (one, other) in enumerate(pairs):
+def _step(groups: list[NDArray[np.float32]], pairs: list[tuple[int, int]]) -> NDArray[np.float32]:
+    """Least squares over pairs of batches, by the normal equations; a pair with many mutual neighbours weighs more."""
+    equations = np.zeros((len(groups), len(groups)))
+    between = np.zeros((len(groups), groups[0].shape[1]))
+    for one, other in pairs:
         a, b = groups[one], groups[other]
         of_a, of_b = np.nonzero(_mutual(a, b))
-        weight = np.sqrt(len(of_a) / min(len(a), len(b)))
-        which[row, [one, other]] = weight, -weight
-        between[row] = weight * (b[of_b] - a[of_a]).mean(axis=0)
-    return np.asarray(np.linalg.lstsq(which, between, rcond=None)[0], np.float32)
+        weight = len(of_a) / min(len(a), len(b))
+        step = weight * (b[of_b] - a[of_a]).mean(axis=0)
+        equations[[one, other], [one, other]] += weight
+        equations[[one, other], [other, one]] -= weight
+        between[one] += step
+        between[other] -= step
+    return np.asarray(np.linalg.lstsq(equations, between, rcond=None)[0], np.float32)
 
 
 def _mutual(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.bool_]:

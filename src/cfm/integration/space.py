@@ -24,6 +24,9 @@ MIN_SHARE = 0.7
 
 _NEIGHBOURS = 15
 _MOST_CELLS = 2000
+_ENOUGH_CELLS = 50
+"""Of a batch, to ask what neighbours explain: among fewer, the 15 nearest are no longer near."""
+
 _LITTLE = 0.02
 
 
@@ -38,7 +41,8 @@ class Space:
     parts
         What they are made of: ``["pca"]``, or ``["pca", "model"]``.
     explained
-        Share of the variance of genes that the part did not see, explained by a cell's nearest neighbours in each.
+        Share of the variance of genes that the part did not see, explained by a cell's nearest neighbours in each. Empty
+        if no batch has 50 cells to measure it on.
     """
 
     vectors: NDArray[np.float32]
@@ -105,10 +109,13 @@ def most_variable(counts: sp.csr_matrix, batches: Batches, n_genes: int = N_GENE
     adata.layers["counts"] = kept
     adata.X = log_normalised(kept, np.asarray(kept.sum(axis=1)).ravel())
     if adata.n_vars > n_genes:
-        # A batch of a cell or two has no variance to rank genes by.
-        sizes = np.bincount(batches.codes)
-        ranked = adata[np.isin(batches.codes, np.flatnonzero(sizes >= 3))]
-        genes = sc.pp.highly_variable_genes(ranked, n_top_genes=n_genes, batch_key="batch", inplace=False)
+        # A batch of a cell or two, or of empty ones, has no variance to rank genes by; if there are only such, all are one.
+        full = np.diff(kept.indptr) > 0
+        large = np.flatnonzero(np.bincount(batches.codes[full]) >= 3)
+        ranked = adata[full & np.isin(batches.codes, large)] if len(large) else adata[full]
+        genes = sc.pp.highly_variable_genes(
+            ranked, n_top_genes=n_genes, batch_key="batch" if len(large) else None, inplace=False
+        )
         adata = adata[:, genes["highly_variable"].to_numpy()]
     columns = np.asarray(adata.var["column"], np.int64)
     return Expression(sp.csr_matrix(adata.X), sp.csr_matrix(adata.layers["counts"]), columns)
@@ -148,6 +155,14 @@ def model_helps(
 ) -> tuple[bool, dict[str, float]]:
     """Whether the model knows these cells, and the shares of variance by which `build_space` decides that."""
     explained = _explained(values, embedding, batches)
+    if not explained:
+        logger.warning(
+            "no batch of obs[%r] has %d cells, so that it cannot be measured whether the model helps: it is left out. "
+            "method='harmony' takes the model alone",
+            batches.key,
+            _ENOUGH_CELLS,
+        )
+        return False, explained
     helps = explained["model"] >= MIN_SHARE * explained["pca"] or explained["pca"] < _LITTLE
     logger.info(
         "of genes not seen, neighbours in principal components explain %.1f %% and neighbours by the model %.1f %%: %s",
@@ -173,22 +188,27 @@ def principal_components(values: sp.csr_matrix, n: int) -> NDArray[np.float32]:
 
 
 def _explained(values: sp.csr_matrix, embedding: NDArray[np.floating], batches: Batches) -> dict[str, float]:
-    """Explained variance of held-out genes, over all batches with enough cells."""
+    """Explained variance of held-out genes, over batches with enough cells, or nothing if there are none."""
     from sklearn.neighbors import NearestNeighbors
 
     generator = np.random.default_rng(0)
     genes = generator.permutation(values.shape[1])
     seen, asked = genes[: len(genes) // 2], genes[len(genes) // 2 :]
-    cells = np.arange(values.shape[0])
-    if len(cells) > _MOST_CELLS:
-        cells = np.sort(generator.choice(cells, _MOST_CELLS, replace=False))
+    sizes = np.bincount(batches.codes, minlength=len(batches.names))
+    asked_of = [
+        code
+        for code in np.argsort(-sizes, kind="stable")[: _MOST_CELLS // _ENOUGH_CELLS]
+        if sizes[code] >= _ENOUGH_CELLS
+    ]
+    if not asked_of:
+        return {}
     components = principal_components(values[:, seen], N_COMPONENTS)
     lost = {"pca": 0.0, "model": 0.0}
     total = 0.0
-    for code in range(len(batches.names)):
-        here = cells[batches.codes[cells] == code]
-        if len(here) <= _NEIGHBOURS:
-            continue
+    for code in asked_of:
+        here = np.flatnonzero(batches.codes == code)
+        if len(here) > (most := _MOST_CELLS // len(asked_of)):
+            here = np.sort(generator.choice(here, most, replace=False))
         truth = values[here][:, asked].toarray()
         total += float(np.square(truth - truth.mean(axis=0)).sum())
         for name, space in (("pca", components), ("model", embedding)):
@@ -198,4 +218,4 @@ def _explained(values: sp.csr_matrix, embedding: NDArray[np.floating], batches: 
                  np.arange(0, neighbours.size + 1, _NEIGHBOURS)), shape=(len(here), len(here))
             ) @ truth  # fmt: skip
             lost[name] += float(np.square(truth - guess).sum())
-    return {name: 1 - gone / total if total else 0.0 for name, gone in lost.items()}
+    return {name: 1 - gone / total for name, gone in lost.items()} if total else {}

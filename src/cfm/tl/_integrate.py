@@ -125,7 +125,7 @@ def integrate(
     None, or with ``copy=True`` the new object. Written:
 
     ``obsm["X_cfm_integrated"]`` : float32, n_obs x dim
-        The vectors. A cell without counts gets what its batch's correction makes of a zero vector.
+        The vectors. Those of cells without counts mean nothing, and a warning counts such cells.
     ``uns["cfm"]["X_cfm_integrated"]`` : dict
         What was used, and for ``"auto"`` what it chose and by which numbers.
     ``layers["cfm_imputed"]``, ``layers["cfm_imputed_sd"]`` : float32, with ``impute=["rna"]``
@@ -154,7 +154,7 @@ def integrate(
     MissingKeyError
         No such column of ``obs``, key in ``obsm`` or layer, or cells without a batch.
     OptionError
-        A single batch, a batch column with fractions, no such method, an option that does nothing here, or modalities that
+        A single batch, batches of a cell or two only, a batch column with fractions, no such method, an option that does nothing here, or modalities that
         cannot be told or paired.
     CountsError, GeneMatchError, UnknownModelError, CheckpointError, DownloadError, UnsupportedOutput
         As in `cfm.tl.embed`.
@@ -164,12 +164,12 @@ def integrate(
     ``"auto"`` decides without labels. Half of the 2,000 most variable genes is put aside; the question is how much of
     their variance the 15 nearest neighbours of a cell explain, once neighbours in the principal components of the other
     half, once neighbours by the model, both within batches. The model takes part if it explains at least 0.7 of what the
-    components do. So a model that does not know these cells, such as cfm-mini on cell lines, is left out. ``"scvi"`` goes by
+    components do, or if these explain less than 2 %; it is left out where no batch has 50 cells to measure that on. So a model that does not know these cells, such as cfm-mini on cell lines, is left out. ``"scvi"`` goes by
     the same rule.
 
     Before Harmony, ``"auto"`` adds one vector to each batch, by which cells that are mutual nearest neighbours between batches
     come to lie together (Haghverdi et al. 2018, with one vector per batch instead of one per cell): where batches lie far
-    apart, Harmony sees a cluster for each and takes nothing out.
+    apart, Harmony sees a cluster for each and takes nothing out. Batches without a kind of cell in common come closer too.
 
     RNA and proteins are predicted in two steps: the decoder says what a cell like this has on average over batches, and a
     Gaussian process regression, on the place of the cell in the space and on what its encoders read, says what the decoder
@@ -252,6 +252,10 @@ def integrate(
     else:
         _refuse("method='scvi'", impute=impute, devices=devices if devices != 1 else None)
         _refuse("'scvi' and 'scgpt'", epochs=epochs, save=save)
+        if use_rep is not None and model != "cfm-mini":
+            raise OptionError(
+                f"use_rep={use_rep!r} takes vectors that are there, so model= does nothing: leave one out."
+            )
         vectors, facts = (
             embedding.made(adata) if use_rep is None else (kept(adata, use_rep, options), {"use_rep": use_rep})
         )

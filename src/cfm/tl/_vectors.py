@@ -24,6 +24,13 @@ def embedded(
     prepared = infer.prepare(adata, loaded, **where)
     result = infer.run(loaded, prepared.stream, adata.n_obs, settings.pack_tokens)
     logger.info("integrate: %s", prepared)
+    if n_empty := int((result.lengths == 0).sum()):
+        logger.warning(
+            "%d of %d cells have no gene that the model reads: they say nothing about where they belong. Leave them out "
+            "before cfm.tl.integrate",
+            n_empty,
+            adata.n_obs,
+        )
     return result.vectors, prepared.facts() | {"source": str(model), "options": options or None}
 
 
