@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,13 @@ class Batches:
     def of(self, rows: NDArray[np.int64]) -> Batches:
         """Those of some cells."""
         return Batches(self.key, self.codes[rows], self.names, self.strata[rows])
+
+    def to_align(self) -> Iterator[NDArray[np.int64]]:
+        """int64[n]: the cells of each stratum that has several batches."""
+        for stratum in np.unique(self.strata):
+            cells = np.flatnonzero(self.strata == stratum)
+            if len(np.unique(self.codes[cells])) > 1:
+                yield cells
 
     def categories(self) -> pd.Categorical[str]:
         """The batch of each cell by name."""

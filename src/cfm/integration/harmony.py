@@ -26,10 +26,8 @@ def align(space: NDArray[np.floating], batches: Batches, *, seed: int = 0) -> ND
     float32[n_cells, dim].
     """
     out = np.array(space, np.float32)
-    for stratum in np.unique(batches.strata):
-        cells = np.flatnonzero(batches.strata == stratum)
-        if len(np.unique(batches.codes[cells])) > 1:
-            out[cells] = _harmony(space[cells], batches.codes[cells], seed)
+    for cells in batches.to_align():
+        out[cells] = _harmony(space[cells], batches.codes[cells], seed)
     return out
 
 

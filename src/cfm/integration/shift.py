@@ -40,13 +40,11 @@ def shift(space: NDArray[np.floating], batches: Batches, *, seed: int = 0) -> ND
     float32[n_cells, dim].
     """
     out = np.array(space, np.float32)
-    for stratum in np.unique(batches.strata):
-        cells = np.flatnonzero(batches.strata == stratum)
+    for cells in batches.to_align():
         present, codes = np.unique(batches.codes[cells], return_inverse=True)
-        if len(present) > 1:
-            generator = np.random.default_rng(seed)
-            drawn = _draw(codes, generator)
-            out[cells] += _steps([out[cells[some]] for some in drawn], _pairs(len(present), generator))[codes]
+        generator = np.random.default_rng(seed)
+        drawn = _draw(codes, generator)
+        out[cells] += _steps([out[cells[some]] for some in drawn], _pairs(len(present), generator))[codes]
     return out
 
 
