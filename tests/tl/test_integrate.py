@@ -138,6 +138,16 @@ def test_cells_without_counts_are_counted(batches: AnnData, caplog: pytest.LogCa
     assert np.isfinite(adata.obsm["X_cfm_integrated"]).all()
 
 
+def test_small_batches_leave_the_model_out_and_the_record_can_be_written(batches: AnnData, tmp_path: Path) -> None:
+    batches.obs["small"] = (np.arange(batches.n_obs) // 35).astype(str)
+    cfm.tl.integrate(batches, batch_key="small")
+    assert batches.obsm["X_cfm_integrated"].shape == (batches.n_obs, 20)
+    batches.write_h5ad(tmp_path / "cells.h5ad")
+    record = ad.read_h5ad(tmp_path / "cells.h5ad").uns["cfm"]["X_cfm_integrated"]
+    assert record["parts"].tolist() == ["pca"]
+    assert not record.get("explained")
+
+
 def test_vectors_with_gaps_are_refused(batches: AnnData) -> None:
     batches.obsm["X_mine"] = np.full((batches.n_obs, 3), np.nan)
     with pytest.raises(OptionError, match="missing or infinite"):

@@ -195,12 +195,9 @@ def _explained(values: sp.csr_matrix, embedding: NDArray[np.floating], batches: 
     genes = generator.permutation(values.shape[1])
     seen, asked = genes[: len(genes) // 2], genes[len(genes) // 2 :]
     sizes = np.bincount(batches.codes, minlength=len(batches.names))
-    asked_of = [
-        code
-        for code in np.argsort(-sizes, kind="stable")[: _MOST_CELLS // _ENOUGH_CELLS]
-        if sizes[code] >= _ENOUGH_CELLS
-    ]
-    if not asked_of:
+    largest = np.argsort(-sizes, kind="stable")[: _MOST_CELLS // _ENOUGH_CELLS]
+    asked_of = largest[sizes[largest] >= _ENOUGH_CELLS]
+    if not len(asked_of):
         return {}
     components = principal_components(values[:, seen], N_COMPONENTS)
     lost = {"pca": 0.0, "model": 0.0}

@@ -80,9 +80,9 @@ def integrate(
         A name in `cfm.models.list`, or a folder that holds a checkpoint.
     method
         ``"auto"``: Harmony on 20 principal components of the counts, beside the vectors of the model if these help, after each
-        batch was moved as a whole (see below for both); of a MuData object, ``"scvi"``. ``"harmony"``: Harmony on the vectors of the model alone. ``"scvi"``: a
-        variational autoencoder in scvi-tools, trained on the cells at hand, whose encoder reads principal components and,
-        if they help, the vectors of the model. ``"scgpt"``: a checkpoint of scGPT, fine-tuned on the cells at hand by its own
+        batch was moved as a whole (see below for both); of a MuData object, ``"scvi"``. ``"harmony"``: Harmony on the vectors
+        of the model alone. ``"scvi"``: a variational autoencoder in scvi-tools, trained on the cells at hand, whose encoder
+        reads principal components and, if they help, the vectors of the model. ``"scgpt"``: a checkpoint of scGPT, fine-tuned on the cells at hand by its own
         objective; of a MuData object on RNA and proteins. ``"zero_shot"``: the vectors as they are, for comparison; only what the
         model does not see is taken out.
     use_rep
@@ -154,8 +154,8 @@ def integrate(
     MissingKeyError
         No such column of ``obs``, key in ``obsm`` or layer, or cells without a batch.
     OptionError
-        A single batch, batches of a cell or two only, a batch column with fractions, no such method, an option that does nothing here, or modalities that
-        cannot be told or paired.
+        A single batch, batches of a cell or two only, a batch column with fractions, no such method, an option that does
+        nothing here, or modalities that cannot be told or paired.
     CountsError, GeneMatchError, UnknownModelError, CheckpointError, DownloadError, UnsupportedOutput
         As in `cfm.tl.embed`.
 
@@ -164,8 +164,8 @@ def integrate(
     ``"auto"`` decides without labels. Half of the 2,000 most variable genes is put aside; the question is how much of
     their variance the 15 nearest neighbours of a cell explain, once neighbours in the principal components of the other
     half, once neighbours by the model, both within batches. The model takes part if it explains at least 0.7 of what the
-    components do, or if these explain less than 2 %; it is left out where no batch has 50 cells to measure that on. So a model that does not know these cells, such as cfm-mini on cell lines, is left out. ``"scvi"`` goes by
-    the same rule.
+    components do, or if these explain less than 2 %. So a model that does not know these cells, such as cfm-mini on cell
+    lines, is left out; it also is where no batch has 50 cells to measure this on. ``"scvi"`` goes by the same rule.
 
     Before Harmony, ``"auto"`` adds one vector to each batch, by which cells that are mutual nearest neighbours between batches
     come to lie together (Haghverdi et al. 2018, with one vector per batch instead of one per cell): where batches lie far
@@ -179,8 +179,8 @@ def integrate(
 
     References
     ----------
-    Korsunsky et al. 2019, "Fast, sensitive and accurate integration of single-cell data with Harmony". Haghverdi et al. 2018, "Batch
-    effects in single-cell RNA-sequencing data are corrected by matching mutual nearest neighbors". Lopez et al. 2018,
+    Korsunsky et al. 2019, "Fast, sensitive and accurate integration of single-cell data with Harmony". Haghverdi et al.
+    2018, "Batch effects in single-cell RNA-sequencing data are corrected by matching mutual nearest neighbors". Lopez et al. 2018,
     "Deep generative modeling for single-cell transcriptomics" (scVI). Gayoso et al. 2021 (totalVI) and Ashuach et al. 2022
     (PeakVI) for the likelihoods of proteins and peaks; Wu & Goodman 2018, "Multimodal generative models for scalable
     weakly-supervised learning", for the product of experts; Rasmussen & Williams 2006, chapter 2, for the regression; Lotfollahi et al. 2022 (scArches) for new batches. Cui et al. 2024 (scGPT).
